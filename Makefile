@@ -1,0 +1,70 @@
+# Everything runs in a virtual environment inside the clone; nothing is installed elsewhere.
+#   make demo    a network trained by LearnedOptimizer beside Adam, a table and a picture in demo/
+#   make test    the whole test suite
+# Variables: PYTHON (>= 3.10), VENV, TORCH, DEMO_ARGS, PYTEST_ARGS.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Pinned and installed first, so that an environment is the same from one day to the next. Any
+# torch >= 2.4 will do: make test TORCH=torch==2.4.1
+TORCH ?= torch==2.13.0
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := learned_optim benchmarks tests
+
+.PHONY: demo test lint format results readme clean
+
+demo: $(VENV)/.demo
+	$(BIN)/learned-optim demo $(DEMO_ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+# Run every benchmark again, and rewrite the README's tables. Hours; needs MNIST.
+results: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.paper.quadratic
+	$(BIN)/python -m benchmarks.paper.mnist --variants
+	$(MAKE) readme
+
+# Rewrite the README's tables from benchmarks/results/*.json.
+readme: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.readme_tables
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .ruff_cache
+
+# Stamp files: each step is done again only when what it depends on has changed. The kernels are
+# compiled by the install, so a change in them is one.
+PACKAGE := pyproject.toml setup.py $(wildcard learned_optim/kernels/src/*)
+
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "Python 3.10 or later is needed; name one: make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade pip
+	$(PIP) install --quiet "$(TORCH)"
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch $(PACKAGE)
+	$(PIP) install --quiet -e ".[meta-training]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch $(PACKAGE)
+	$(PIP) install --quiet -e ".[dev]"
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.torch $(PACKAGE)
+	$(PIP) install --quiet -e ".[lint]"
+	touch $(VENV)/.dev $@

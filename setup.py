@@ -1,0 +1,65 @@
+"""Compiles the C++ kernels with the package. Everything else is in pyproject.toml.
+
+Without a compiler the install goes on with a note, and `learned_optim.kernels.why_not()` explains.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+
+def load_build() -> ModuleType:
+    """`learned_optim/kernels/build.py` by its path: importing the package would need torch."""
+    path = Path(__file__).resolve().parent / "learned_optim" / "kernels" / "build.py"
+    spec = importlib.util.spec_from_file_location("kernels_build", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class BuildKernels(build_ext):
+    """One library for all instruction sets, which setuptools' flags per extension cannot say."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile; `optional` below turns a failure into setuptools' warning."""
+        build = load_build()
+        try:
+            build.build(Path(self.get_ext_fullpath(ext.name)))
+        except build.BuildError as error:
+            raise CompileError(f"the C++ kernels are left out: {error}") from error
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """No Python version in the name: the library knows nothing of Python."""
+        return str(Path(*fullname.split("."))) + ".so"
+
+
+class PlatformWheel(bdist_wheel):
+    """For this platform and any Python 3."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """`py3-none-<platform>`."""
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "learned_optim.kernels._native",
+            sources=[
+                "learned_optim/kernels/src/dispatch.cpp",
+                "learned_optim/kernels/src/kernels.cpp",
+            ],
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
+)
