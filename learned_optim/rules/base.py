@@ -1,0 +1,189 @@
+"""The contract of an update rule: a frozen config plus pure functions of tensors.
+
+Two callers share these functions: the optimizer (no grad, over blocks of coordinates, or fused
+by a backend) and the unroll of meta-training (out of place, differentiable, batched). So a rule
+holds no tensor; its meta-parameters, its state and everything else come as arguments.
+
+One step of one parameter tensor with N coordinates runs in three stages:
+
+1. `summarize`: sums over the coordinates, `(..., K)`. Only sums, so that blocks and shards add up.
+2. `control`: T tensors at once, from those sums and the clock: `signals` for the coordinates, and
+   the tensors' own new state. Feature-major like the coordinates, with tensors in their place.
+3. `update`: single coordinates only, so it may be cut into blocks, fused and sharded at will.
+
+A rule may ask for whole matrices after that, in `finish`.
+
+Every function takes optional leading dimensions `...` (tasks, perturbations), on weights too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+State = dict[str, Tensor]
+
+
+class StateSpec(NamedTuple):
+    """One named entry of a rule's state.
+
+    Attributes:
+        rows: numbers held for each coordinate, or for each tensor.
+        per: "coordinate": shape `(rows, *param.shape)`; "tensor": shape `(rows,)`.
+        dtype: storage dtype; computation is always in the step's own dtype (float32, or float64
+            for float64 parameters, whose state is stored in float64 too).
+    """
+
+    rows: int
+    per: Literal["coordinate", "tensor"] = "coordinate"
+    dtype: torch.dtype = torch.float32
+
+
+class Coordinates(NamedTuple):
+    """What the coordinates see: gradient and parameter, `(..., N)` each."""
+
+    grad: Tensor
+    param: Tensor
+
+
+class Clock(NamedTuple):
+    """Time, as tensors so that nothing recompiles from step to step.
+
+    Attributes:
+        step: `(T,)`, the number of this step of each tensor, 1 on the first.
+        total_steps: `(T,)`, or None where the user did not tell the horizon.
+    """
+
+    step: Tensor
+    total_steps: Tensor | None = None
+
+
+def compute_dtype(param_dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64 parameters, float32 for everything else."""
+    return torch.float64 if param_dtype == torch.float64 else torch.float32
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateRule(ABC):
+    """Base of all rules. A subclass is a frozen dataclass whose fields are its config.
+
+    Class attributes:
+        name: the key in `RULES` and in weight files.
+        summary_size: K, the number of sums of `summarize`; 0 skips that pass over the memory.
+    """
+
+    name: ClassVar[str]
+    summary_size: ClassVar[int] = 0
+
+    @property
+    @abstractmethod
+    def state_spec(self) -> Mapping[str, StateSpec]:
+        """Name -> layout of each entry of the state."""
+
+    @property
+    def decay_scale(self) -> float:
+        """Fraction that `weight_decay=1` takes off a parameter in a step at `lr=1`.
+
+        Learned steps have no learning rate, so decoupled decay is measured against the 1e-3 at
+        which AdamW's usual values of `weight_decay` were chosen.
+        """
+        return 1e-3
+
+    @abstractmethod
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the meta-parameters."""
+
+    @abstractmethod
+    def init_weights(self, generator: torch.Generator) -> Weights:
+        """Draw untrained meta-parameters (float32, CPU)."""
+
+    def init_state(self, param: Tensor) -> State:
+        """Zero state for `param` of any shape, on its device, in the storage dtypes of the spec."""
+        state = {}
+        for key, spec in self.state_spec.items():
+            shape = (spec.rows, *param.shape) if spec.per == "coordinate" else (spec.rows,)
+            dtype = torch.float64 if param.dtype == torch.float64 else spec.dtype
+            state[key] = torch.zeros(shape, dtype=dtype, device=param.device)
+        return state
+
+    def summarize(self, coords: Coordinates, state: State) -> Tensor:
+        """Sums over the coordinates that `control` needs, `(..., K)`; none by default."""
+        return coords.grad.new_zeros((*coords.grad.shape[:-1], 0))
+
+    def describe(self, shape: tuple[int, ...]) -> tuple[float, ...]:
+        """What `control` needs to know of a tensor from its shape, D numbers; none by default."""
+        return ()
+
+    def control(
+        self, sums: Tensor, facts: Tensor, state: State, clock: Clock, weights: Weights
+    ) -> tuple[Tensor, State]:
+        """Once for each of T tensors: `(signals, new per-tensor state)`.
+
+        Args:
+            sums: `(..., K, T)`, each of a whole tensor (all blocks, all shards).
+            facts: `(D, T)`, what `describe` says of them.
+            state: the per-tensor entries, `(..., rows, T)` each.
+            clock: the time.
+            weights: the meta-parameters.
+
+        Returns:
+            Signals `(..., M, T)`, of which `update` receives each coordinate's column, and the
+            per-tensor entries of the state.
+        """
+        return sums.new_zeros((*sums.shape[:-2], 0, sums.shape[-1])), state
+
+    @abstractmethod
+    def update(
+        self, coords: Coordinates, state: State, signals: Tensor, weights: Weights
+    ) -> tuple[Tensor, State]:
+        """The step of each coordinate.
+
+        Args:
+            coords: gradient and parameter, `(..., N)`.
+            state: the per-coordinate entries, `(..., rows, N)` each, in the compute dtype.
+            signals: `(..., M, 1)` or `(..., M, N)`.
+            weights: the meta-parameters, in the compute dtype.
+
+        Returns:
+            The step `(..., N)`, to be added to the parameter (times the user's `lr`), and the
+            per-coordinate entries of the state.
+        """
+
+    def finishes(self, shape: tuple[int, ...]) -> bool:
+        """Whether tensors of this shape (two or more dimensions) pass `finish`; none by default."""
+        return False
+
+    def finish(self, step: Tensor, signals: Tensor) -> Tensor:
+        """A last stage that needs whole matrices, `(..., rows, columns)` -> the same.
+
+        The one stage that can be neither blocked nor sharded: callers gather the step of the whole
+        tensor, as a matrix of the first dimension against all others.
+
+        Args:
+            step: what `update` returned.
+            signals: `(..., M)`, of this tensor.
+        """
+        return step
+
+    def config(self) -> dict[str, object]:
+        """The fields as plain values, as `config.json` holds them."""
+        return dataclasses.asdict(self)
+
+    @property
+    def coordinatewise(self) -> bool:
+        """Whether tensors do not matter: no sums, nothing kept for a tensor.
+
+        `control` of such a rule may depend on the clock alone, so that its coordinates may be cut
+        and joined without regard to tensors.
+        """
+        return self.summary_size == 0 and not self.keys_per("tensor")
+
+    def keys_per(self, per: Literal["coordinate", "tensor"]) -> tuple[str, ...]:
+        """Names of the state's entries of one kind, in the order of the spec."""
+        return tuple(key for key, spec in self.state_spec.items() if spec.per == per)

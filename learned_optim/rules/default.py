@@ -1,0 +1,257 @@
+"""The practical rule: a coordinatewise LSTM under a recurrent controller of each tensor.
+
+Layers of the step, each a bounded correction of the one before:
+
+1. the hand rule (see `hand`): the direction of Adam, its length a fraction of the tensor's root
+   mean square, on a fixed schedule, annealed where the horizon is known;
+2. per coordinate, an LSTM of a few units, its state in the optimizer state: it bends the direction;
+3. the matrix stage: the direction of a matrix mixed with its orthogonalisation by Newton-Schulz
+   iterations, as Muon does with the momentum;
+4. per tensor, an LSTM on averages over the coordinates and the clock: it sets the length of the
+   step and the mixture, and talks to the coordinates.
+
+The heads of both LSTMs start at zero: the rule drawn is the hand rule, and meta-training can only
+add to it. Whatever the LSTMs say, no coordinate's step exceeds `LARGEST` times the hand rule's
+length (the hand rule itself: `CLIP` times), and the matrix stage keeps the root mean square below
+that too.
+
+Nothing depends on the scale of the loss, while the root mean square of a tensor's gradient is
+between 1e-15 and 1e14 in float32; outside that range, steps are finite and bounded but no longer
+the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from learned_optim.cells import CELLS, affine
+from learned_optim.matrices import as_matrix, orthogonalize
+from learned_optim.rules.base import Clock, Coordinates, State, StateSpec, UpdateRule, Weights
+from learned_optim.rules.hand import constant, floor, hand_length, hand_shapes, hand_weights
+
+SUMS: tuple[str, ...] = ("g2", "v", "m2", "gm", "theta2")  # of products, over the coordinates
+FACTS: tuple[str, ...] = ("is_matrix", "fan_in", "fan_out", "count")
+SIGNALS: tuple[str, ...] = (
+    "beta1", "beta2",
+    "g_scale", "m_scale", "v_scale",  # factors: relative to the tensor's root second moment
+    "theta_scale",
+    "length", "blend", "gain",
+    "say0", "say1",
+)  # fmt: skip
+TELLS = 11  # what the controller sees
+ADVICE = 4  # what it says: length, blend, two numbers for the coordinates
+INPUTS = 6  # what a coordinate sees: four numbers of its own, two from the controller
+BENDS = 3  # what it says: turn, add, free
+TURN, ADD, FREE = 0.9, 0.5, 0.2  # bounds of those
+CLIP = 4.0  # of the direction of Adam
+LOUDEST = 2.0  # the controller multiplies the length by at most e^2
+LARGEST = math.exp(LOUDEST) * (CLIP * (1 + TURN + ADD) + FREE)
+DEAD = 1e-12  # second moments below this fraction of the tensor's mean count as it
+
+
+@dataclass(frozen=True)
+class Default(UpdateRule):
+    """See the module.
+
+    Args:
+        hidden: units of each coordinate's LSTM, 0 to 64; 0 leaves that level out.
+        controller: units of each tensor's LSTM, 0 to 128; 0 leaves that level out.
+        matrix: whether matrices pass the matrix stage.
+
+    Raises:
+        ValueError: for a value outside its range.
+    """
+
+    name: ClassVar[str] = "default"
+    summary_size: ClassVar[int] = len(SUMS)
+
+    hidden: int = 4
+    controller: int = 12
+    matrix: bool = True
+
+    def __post_init__(self) -> None:
+        for field, high in (("hidden", 64), ("controller", 128)):
+            if not 0 <= getattr(self, field) <= high:
+                raise ValueError(f"{field} must be in [0, {high}] but is {getattr(self, field)}")
+
+    @property
+    def state_spec(self) -> Mapping[str, StateSpec]:
+        """`moments` m and v and `cell` of the coordinates; `controller` and `origin` of the tensor.
+
+        `origin` is the tensor's scale at its first step, against which the controller sees it grow.
+        Halves are enough for the cell: its h is below 1, and its c, which moves by at most 1 a
+        step, cannot leave their range: from 2048 on, adding 1 rounds back.
+        """
+        spec = {"moments": StateSpec(2), "origin": StateSpec(1, "tensor")}
+        if self.hidden:
+            spec["cell"] = StateSpec(2 * self.hidden, dtype=torch.float16)
+        if self.controller:
+            spec["controller"] = StateSpec(2 * self.controller, "tensor")
+        return spec
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The hand rule's constants, then each LSTM with its head."""
+        shapes = hand_shapes()
+        for level, inputs, hidden, outputs in self._levels():
+            cell = CELLS["lstm"].weight_shapes(inputs, hidden)
+            shapes |= {f"{level}.{key}": shape for key, shape in cell.items()}
+            shapes |= {f"{level}.head.w": (outputs, hidden), f"{level}.head.b": (outputs,)}
+        return shapes
+
+    def init_weights(self, generator: torch.Generator) -> Weights:
+        """The hand rule: LSTMs as torch.nn.LSTM draws them, heads zero."""
+        weights = hand_weights()
+        for level, inputs, hidden, outputs in self._levels():
+            cell = CELLS["lstm"].init_weights(inputs, hidden, generator)
+            weights |= {f"{level}.{key}": value for key, value in cell.items()}
+            weights[f"{level}.head.w"] = torch.zeros(outputs, hidden)
+            weights[f"{level}.head.b"] = torch.zeros(outputs)
+        return weights
+
+    def _levels(self) -> list[tuple[str, int, int, int]]:
+        """Name, inputs, units and outputs of each LSTM."""
+        levels = [
+            ("tensor", TELLS, self.controller, ADVICE),
+            ("coordinate", INPUTS, self.hidden, BENDS),
+        ]
+        return [level for level in levels if level[2]]
+
+    def describe(self, shape: tuple[int, ...]) -> tuple[float, ...]:
+        """`FACTS`; a vector has fan_in 1."""
+        rows, columns = as_matrix(shape) if len(shape) > 1 else (math.prod(shape), 1)
+        rows, columns = max(rows, 1), max(columns, 1)
+        return float(len(shape) > 1), float(columns), float(rows), float(rows * columns)
+
+    def summarize(self, coords: Coordinates, state: State) -> Tensor:
+        """`SUMS` over the coordinates."""
+        m, v = state["moments"].unbind(-2)
+        g, theta = _bounded(coords.grad), _bounded(coords.param)
+        sums = [x.sum(-1) for x in (g * g, v, m * m, g * m, theta * theta)]
+        return torch.stack(sums, dim=-1)
+
+    def control(
+        self, sums: Tensor, facts: Tensor, state: State, clock: Clock, weights: Weights
+    ) -> tuple[Tensor, State]:
+        """The schedule, the controller, and everything else that is the same within a tensor."""
+        known = dict(zip(FACTS, facts.unbind(-2), strict=True))
+        means = dict(zip(SUMS, (sums / known["count"]).unbind(-2), strict=True))
+        total = None if clock.total_steps is None else clock.total_steps.to(sums.dtype)
+        clock = Clock(clock.step.to(sums.dtype), total)
+        beta1, beta2 = (constant(weights, f"logit_beta{k}").sigmoid() for k in (1, 2))
+        # The bound matters to no useful beta; it keeps those that round to 1 finite.
+        correct1, correct2 = (1 / (1 - b**clock.step).clamp_min(1e-6) for b in (beta1, beta2))
+        mean_v = (beta2 * means["v"] + (1 - beta2) * means["g2"]) * correct2
+        rms = (means["theta2"] + _tiny(sums)).sqrt()
+        scale = torch.maximum(rms, floor(known, weights))
+        origin = torch.where(clock.step == 1, scale, state["origin"].squeeze(-2))
+        new_state = {"origin": origin.unsqueeze(-2)}
+        advice = sums.new_zeros(ADVICE, 1)
+        if self.controller:
+            tells = _tells(means, mean_v, scale / origin.clamp_min(_tiny(sums)), known, clock)
+            cell = _level(weights, "tensor")
+            h, new_state["controller"] = CELLS["lstm"].function(tells, state["controller"], cell)
+            advice = affine(weights["tensor.head.w"], h, weights["tensor.head.b"])
+        louder, more_blend, say0, say1 = advice.unbind(-2)
+        # One over a root, and that squared, where one over mean_v or its power -1.5 in the
+        # derivative would overflow.
+        per_root = 1 / mean_v.clamp_min(_tiny(sums)).sqrt()
+        signals = (
+            beta1,
+            beta2,
+            per_root,
+            correct1 * per_root,
+            correct2 * per_root * per_root,
+            1 / rms,
+            hand_length(known, clock, weights) * scale * (LOUDEST * louder.tanh()).exp(),
+            torch.sigmoid(constant(weights, "blend") + more_blend),
+            constant(weights, "log_gain").exp(),
+            say0.tanh(),
+            say1.tanh(),
+        )
+        return torch.stack(torch.broadcast_tensors(*signals), dim=-2), new_state
+
+    def update(
+        self, coords: Coordinates, state: State, signals: Tensor, weights: Weights
+    ) -> tuple[Tensor, State]:
+        """The step before the matrix stage: minus length times the bent direction of Adam."""
+        s = dict(zip(SIGNALS, signals.unbind(-2), strict=True))
+        g = _bounded(coords.grad)
+        m, v = state["moments"].unbind(-2)
+        m = m + (1 - s["beta1"]) * (g - m)
+        v = v + (1 - s["beta2"]) * (g * g - v)
+        relative_v = v * s["v_scale"] + DEAD
+        per_root = relative_v.rsqrt()
+        fresh = (g * s["g_scale"] * per_root).clamp(-CLIP, CLIP)
+        direction = (m * s["m_scale"] * per_root).clamp(-CLIP, CLIP)
+        new_state = {"moments": torch.stack((m, v), dim=-2)}
+        if self.hidden:
+            theta = (coords.param * s["theta_scale"]).clamp(-CLIP, CLIP)
+            inputs = (fresh, direction, relative_v.log() / 8, theta, s["say0"], s["say1"])
+            x = torch.stack(torch.broadcast_tensors(*inputs), dim=-2)
+            cell = _level(weights, "coordinate")
+            h, new_state["cell"] = CELLS["lstm"].function(x, state["cell"], cell)
+            bends = affine(weights["coordinate.head.w"], h, weights["coordinate.head.b"])
+            turn, add, free = bends.tanh().unbind(-2)
+            direction = direction * (1 + TURN * turn) + ADD * add * fresh + FREE * free
+        return -s["length"] * direction, new_state
+
+    def finishes(self, shape: tuple[int, ...]) -> bool:
+        """Matrices; the orthogonalisation of a single row or column only normalises it."""
+        return self.matrix and len(shape) > 1 and min(as_matrix(shape)) > 1
+
+    def finish(self, step: Tensor, signals: Tensor) -> Tensor:
+        """Mix in the orthogonalised step, scaled to the root mean square `gain * length`."""
+        s = dict(zip(SIGNALS, signals[..., None, None].unbind(-3), strict=True))
+        straight = orthogonalize(step) * math.sqrt(max(step.shape[-2:]))
+        return (1 - s["blend"]) * step + s["blend"] * s["gain"] * s["length"] * straight
+
+
+def _tiny(like: Tensor) -> float:
+    """Below this, mean squares count as zero."""
+    return 1e-200 if like.dtype == torch.float64 else 1e-30
+
+
+def _bounded(x: Tensor) -> Tensor:
+    """Cut at where the sum of the squares of a billion would overflow."""
+    limit = 1e140 if x.dtype == torch.float64 else 1e14
+    return x.clamp(-limit, limit)
+
+
+def _level(weights: Weights, level: str) -> dict[str, Tensor]:
+    """The weights of one of the two LSTMs."""
+    return {key: weights[f"{level}.{key}"] for key in ("w_ih", "w_hh", "b")}
+
+
+def _tells(
+    means: dict[str, Tensor],
+    mean_v: Tensor,
+    growth: Tensor,
+    facts: dict[str, Tensor],
+    clock: Clock,
+) -> Tensor:
+    """What the controller sees, `(..., TELLS, T)`: free of the scale of loss and parameters."""
+    tiny = _tiny(mean_v)
+    roots = (means["g2"] + tiny).sqrt() * (means["m2"] + tiny).sqrt()
+    unknown = torch.zeros_like(clock.step)
+    horizon = clock.total_steps
+    done = unknown if horizon is None else (clock.step / horizon).clamp_max(1)
+    tells = (
+        ((means["g2"] + tiny) / (mean_v + tiny)).log().clamp(-6, 6) / 3,
+        ((means["m2"] + tiny) / (mean_v + tiny)).log().clamp(-8, 8) / 4,
+        means["gm"] / roots,
+        growth.clamp_min(tiny).log().clamp(-4, 4),
+        clock.step.log() / 5 - 1,
+        done,
+        unknown if horizon is None else torch.ones_like(unknown),
+        facts["is_matrix"],
+        facts["fan_in"].log() / 5,
+        facts["fan_out"].log() / 5,
+        (1 - done).clamp_min(1e-3).log() / 3,
+    )
+    return torch.stack(torch.broadcast_tensors(*tells), dim=-2)

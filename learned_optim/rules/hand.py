@@ -1,0 +1,77 @@
+"""The hand rule beneath the rule `default`: constants and schedule, no learning.
+
+Its step is `length * direction`: the direction of Adam, and a length relative to the tensor's own
+scale that warms up and decays on a fixed schedule. Every number is a meta-parameter.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from learned_optim.rules.base import Clock, Weights
+
+# The constants at the start: step sizes and tau from short probes (pretrained/default/README.md),
+# the others as Adam and Muon have them or first guesses.
+HAND: dict[str, tuple[float, ...]] = {
+    "log_step": (math.log(0.1), math.log(0.1)),  # of matrices, of all others
+    "log_floor": (math.log(0.3), math.log(0.1)),  # least scale; of matrices, times fan_in^-1/2
+    "logit_beta1": (math.log(0.9 / 0.1),),
+    "logit_beta2": (math.log(0.99 / 0.01),),
+    "log_warmup": (math.log(10.0),),  # steps
+    "log_tau": (math.log(30.0),),  # steps until the length starts to fall, horizon unknown
+    "power": (0.5, 1.0),  # of that fall, horizon unknown and known
+    "blend": (0.0,),  # logit of the share of the orthogonalised direction
+    "log_gain": (math.log(0.4),),  # of the orthogonalised direction, whose RMS is 1
+}
+# Stored as value / HAND_SCALE: one size of perturbation and one meta-learning rate then suit these
+# constants, where a change of 0.5 is small, and the networks' weights, where 0.1 is.
+HAND_SCALE = 5.0
+
+
+def hand_shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the meta-parameters."""
+    return {f"hand.{key}": (len(values),) for key, values in HAND.items()}
+
+
+def hand_weights() -> Weights:
+    """The constants of `HAND` as they are stored."""
+    return {f"hand.{key}": torch.tensor(values) / HAND_SCALE for key, values in HAND.items()}
+
+
+def constant(weights: Weights, key: str) -> Tensor:
+    """The value of a constant of `HAND`, `(..., values)`."""
+    return weights[f"hand.{key}"] * HAND_SCALE
+
+
+def floor(facts: dict[str, Tensor], weights: Weights) -> Tensor:
+    """The least scale that a tensor's step is measured against, `(..., T)`.
+
+    Tensors that start at zero have no scale of their own; a matrix has that of its initialisation.
+    """
+    return _by_kind(constant(weights, "log_floor"), facts).exp() / facts["fan_in"].sqrt()
+
+
+def hand_length(facts: dict[str, Tensor], clock: Clock, weights: Weights) -> Tensor:
+    """The length of the step relative to the tensor's scale, `(..., T)`.
+
+    It rises over the warm-up. Then, where the horizon is known, it falls to its last value, which
+    it keeps if the training goes on; where not, it falls as a power of time.
+    """
+    warmup = (clock.step / constant(weights, "log_warmup").exp()).clamp_max(1)
+    # Powers below 0 would let the length rise without bound.
+    unknown, known = constant(weights, "power").clamp_min(0).split(1, dim=-1)
+    if clock.total_steps is None:
+        fall = (1 + clock.step / constant(weights, "log_tau").exp()) ** -unknown
+    else:
+        left = (clock.total_steps - clock.step + 1).clamp_min(1) / clock.total_steps
+        fall = left.clamp_max(1) ** known
+    return _by_kind(constant(weights, "log_step"), facts).exp() * warmup * fall
+
+
+def _by_kind(pair: Tensor, facts: dict[str, Tensor]) -> Tensor:
+    """A constant of matrices and one of all others, `(..., 2)` -> `(..., T)`."""
+    matrix, other = pair.split(1, dim=-1)
+    return facts["is_matrix"] * matrix + (1 - facts["is_matrix"]) * other
