@@ -1,0 +1,30 @@
+"""Fused C++ kernels for the CPU: numbers and tensors in, numbers and tensors out.
+
+Optional: `available()` says whether they are built, `why_not()` says what is missing. Nothing is
+loaded before the first call.
+"""
+
+from __future__ import annotations
+
+from learned_optim.kernels.checks import weight_count
+from learned_optim.kernels.lstm import lstm_bptt, lstm_step_, lstm_vjp
+from learned_optim.kernels.native import Unavailable, why_not
+from learned_optim.kernels.update import lstm_update_, not_finite
+
+
+def available() -> bool:
+    """Whether the compiled kernels can be used on this machine."""
+    return why_not() is None
+
+
+__all__ = [
+    "Unavailable",
+    "available",
+    "lstm_bptt",
+    "lstm_step_",
+    "lstm_update_",
+    "lstm_vjp",
+    "not_finite",
+    "weight_count",
+    "why_not",
+]

@@ -1,0 +1,134 @@
+"""Compiles the kernels: `python -m learned_optim.kernels.build`.
+
+Needs a C++17 compiler that knows GCC's vector extensions (g++ or clang++), nothing else: no torch
+headers, no C++ run-time library. One shared library holds the kernels once for each instruction
+set. Standard library only, because the package's own build loads this file before torch is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SOURCES = Path(__file__).resolve().parent / "src"
+LIBRARY = "_native.so"
+
+_FLAGS = [
+    "-O3",
+    "-std=gnu++17",
+    "-fPIC",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-math-errno",
+    "-ffp-contract=fast",
+    "-fvisibility=hidden",
+]
+_AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+_AVX512 = [*_AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
+_X86_LEVELS = {"avx2": _AVX2, "avx512": _AVX512}
+
+
+class BuildError(RuntimeError):
+    """The kernels could not be compiled; the message says why and what to do."""
+
+
+def sources_hash() -> str:
+    """First 16 hex digits of the SHA-256 over the C++ sources, which the library carries."""
+    digest = hashlib.sha256()
+    for path in sorted(SOURCES.iterdir()):
+        if path.suffix in (".h", ".cpp"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Where the library goes when the package's own folder cannot be written."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "learned_optim" / sources_hash()
+
+
+def candidates() -> list[Path]:
+    """Where the library may be, in the order in which it is looked for."""
+    return [Path(__file__).resolve().parent / LIBRARY, cache_folder() / LIBRARY]
+
+
+def find_compiler() -> list[str]:
+    """`$CXX`, else the first of g++, clang++, c++ on the path, as a command.
+
+    Raises:
+        BuildError: without one, or on Windows.
+    """
+    if os.name == "nt":
+        raise BuildError("the C++ kernels need a POSIX system; the torch backend works here")
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    if chosen:
+        return chosen
+    for name in ("g++", "clang++", "c++"):
+        if shutil.which(name):
+            return [name]
+    raise BuildError("no C++ compiler found: install g++ or clang++, or name one in $CXX")
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(f"{command[0]} cannot be run ({error}): check $CXX") from error
+    if done.returncode:
+        raise BuildError(f"{shlex.join(command)} failed:\n{done.stderr[-2000:].strip()}")
+
+
+def _compile(compiler: list[str], folder: Path) -> Path:
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    levels = {"baseline": [], **(_X86_LEVELS if x86 else {})}
+    objects = []
+    for name, flags in levels.items():
+        objects.append(str(folder / f"{name}.o"))
+        source = str(SOURCES / "kernels.cpp")
+        define = f"-DTABLE=table_{name}"
+        _run([*compiler, *_FLAGS, *flags, define, "-c", source, "-o", objects[-1]])
+    defines = [f'-DSOURCES_HASH="{sources_hash()}"', *(["-DWITH_X86"] if x86 else [])]
+    objects.append(str(folder / "dispatch.o"))
+    source = str(SOURCES / "dispatch.cpp")
+    _run([*compiler, *_FLAGS, *defines, "-c", source, "-o", objects[-1]])
+    library = folder / LIBRARY
+    drop_unused = ["-Wl,--as-needed"] if sys.platform == "linux" else []
+    _run([*compiler, "-shared", *objects, "-o", str(library), "-pthread", *drop_unused])
+    return library
+
+
+def build(target: Path | None = None) -> Path:
+    """Compile, and put the library at `target`; two builds at once do not disturb each other.
+
+    Args:
+        target: a file; by default next to this file, or in `cache_folder()` where that cannot be
+            written.
+
+    Returns:
+        Where the library is now.
+
+    Raises:
+        BuildError: without a compiler, or when it fails.
+    """
+    if target is None:
+        beside, cached = candidates()
+        target = beside if os.access(beside.parent, os.W_OK) else cached
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
+        library = _compile(find_compiler(), Path(folder))
+        library.replace(target)
+    return target
+
+
+if __name__ == "__main__":
+    try:
+        sys.stdout.write(f"built {build()}\n")
+    except BuildError as problem:
+        sys.exit(f"error: {problem}")

@@ -1,0 +1,77 @@
+"""What the kernels' tensors and numbers must be before a pointer to them is handed on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from learned_optim.kernels import native
+
+MAX_LAYERS = 8
+MAX_HIDDEN = 256
+# Storage dtypes of an optimizer's tensors, numbered as in src/table.h; arithmetic is float32.
+STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def weight_count(layers: int, hidden: int, inputs: int) -> int:
+    """Length of the flat weights: see `lstm_bptt`."""
+    first = 4 * hidden * (inputs + hidden + 1)
+    return first + (layers - 1) * 4 * hidden * (2 * hidden + 1) + hidden + 1
+
+
+def lstm_arguments(layers: int, hidden: int, p: float | None) -> native.LstmArguments:
+    """The LSTM's sizes as the library wants them.
+
+    Raises:
+        ValueError: for one outside its range.
+    """
+    for name, value, high in (("layers", layers, MAX_LAYERS), ("hidden", hidden, MAX_HIDDEN)):
+        if not 1 <= value <= high:
+            raise ValueError(f"{name} must be in [1, {high}] but is {value}")
+    if p is not None and not 0.0 < p <= 50.0:
+        raise ValueError(f"p must be in (0, 50], or None for raw gradients, but is {p}")
+    if p is None:
+        return native.LstmArguments(layers, hidden, 1, 1.0, 1.0)
+    return native.LstmArguments(layers, hidden, 2, p, math.exp(p))
+
+
+def check_float32(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse anything but contiguous float32 of this shape on the CPU."""
+    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        raise ValueError(
+            f"{name} must be float32 on the CPU but is {tensor.dtype} on {tensor.device}"
+        )
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape} but has {tuple(tensor.shape)}")
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous but has strides {tensor.stride()}")
+
+
+def thread_count(threads: int | None) -> int:
+    """`threads`, by default torch's number."""
+    if threads is None:
+        return torch.get_num_threads()
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1 but is {threads}")
+    return threads
+
+
+def storage_type(name: str, tensors: Sequence[Tensor], counts: list[int], rows: int = 1) -> int:
+    """The common dtype's number; refuses what the kernel cannot read through a pointer."""
+    dtype = tensors[0].dtype
+    if dtype not in STORAGE:
+        raise ValueError(f"{name} must be one of {[*STORAGE]} but is {dtype}")
+    for index, (tensor, count) in enumerate(zip(tensors, counts, strict=True)):
+        if tensor.dtype != dtype or not tensor.is_contiguous() or not tensor.is_cpu:
+            raise ValueError(
+                f"all of {name} must be contiguous {dtype} on the CPU but number {index} is "
+                f"{tensor.dtype} on {tensor.device} with strides {tensor.stride()}"
+            )
+        if tensor.numel() != rows * count:
+            raise ValueError(
+                f"{name}[{index}] must have {rows * count} elements but has {tensor.numel()}"
+            )
+    return STORAGE[dtype]

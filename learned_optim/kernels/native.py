@@ -1,0 +1,191 @@
+"""Finds and loads the compiled library; its structs and functions as ctypes see them."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+
+LEVELS = ("baseline", "avx2", "avx512")
+
+_Int32, _Int64, _Float, _Pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+
+
+class Unavailable(RuntimeError):
+    """The compiled library cannot be used; the message says why and what to do."""
+
+
+class LstmArguments(ctypes.Structure):
+    """See src/table.h."""
+
+    _fields_ = (
+        ("layers", _Int32),
+        ("hidden", _Int32),
+        ("inputs", _Int32),
+        ("p", _Float),
+        ("exp_p", _Float),
+    )
+
+
+class BpttArguments(ctypes.Structure):
+    """See src/table.h."""
+
+    _fields_ = (
+        ("steps", _Int64),
+        ("coordinates", _Int64),
+        ("grads", _Pointer),
+        ("state", _Pointer),
+        ("cotangents", _Pointer),
+        ("weights", _Pointer),
+        ("last_state", _Pointer),
+        ("weight_grads", _Pointer),
+        ("scale", _Float),
+        ("threads", _Int32),
+    )
+
+
+class VjpArguments(ctypes.Structure):
+    """See src/table.h."""
+
+    _fields_ = (
+        ("leads", _Int64),
+        ("coordinates", _Int64),
+        ("grads", _Pointer),
+        ("state", _Pointer),
+        ("step_cotangents", _Pointer),
+        ("state_cotangents", _Pointer),
+        ("weights", _Pointer),
+        ("weight_grads", _Pointer),
+        ("grad_cotangents", _Pointer),
+        ("state_cotangents_before", _Pointer),
+        ("scale", _Float),
+        ("threads", _Int32),
+    )
+
+
+class StepArguments(ctypes.Structure):
+    """See src/table.h."""
+
+    _fields_ = (
+        ("rules", _Int64),
+        ("coordinates", _Int64),
+        ("grads_stride", _Int64),
+        ("weights_stride", _Int64),
+        ("grads", _Pointer),
+        ("weights", _Pointer),
+        ("state", _Pointer),
+        ("out", _Pointer),
+        ("scale", _Float),
+        ("threads", _Int32),
+    )
+
+
+class UpdateArguments(ctypes.Structure):
+    """See src/table.h."""
+
+    _fields_ = (
+        ("count", _Int64),
+        ("tensors", _Pointer),
+        ("weights", _Pointer),
+        ("scale", _Float),
+        ("lr", _Float),
+        ("keep", _Float),
+        ("maximize", _Int32),
+        ("param_type", _Int32),
+        ("grad_type", _Int32),
+        ("state_type", _Int32),
+        ("threads", _Int32),
+    )
+
+
+class FiniteArguments(ctypes.Structure):
+    """See src/table.h."""
+
+    _fields_ = (
+        ("count", _Int64),
+        ("tensors", _Pointer),
+        ("sizes", _Pointer),
+        ("broken", _Pointer),
+        ("type", _Int32),
+        ("threads", _Int32),
+    )
+
+
+def _open(path: Path, expected_hash: str) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    library.learned_optim_sources.restype = ctypes.c_char_p
+    found = library.learned_optim_sources().decode()
+    if found != expected_hash:
+        raise Unavailable(
+            f"{path} was built from other sources (hash {found}, now {expected_hash}): "
+            "run python -m learned_optim.kernels.build"
+        )
+    return library
+
+
+@functools.cache
+def _load() -> ctypes.CDLL | str:
+    """The library, or why there is none. Remembered: a process decides once."""
+    from learned_optim.kernels import build
+
+    problem = "the C++ kernels are not built: run python -m learned_optim.kernels.build"
+    expected_hash = build.sources_hash()
+    for path in build.candidates():
+        if not path.exists():
+            continue
+        try:
+            return _open(path, expected_hash)
+        except (OSError, AttributeError, Unavailable) as error:
+            problem = str(error)
+    return problem
+
+
+def why_not() -> str | None:
+    """Why the kernels cannot be used, or None when they can."""
+    loaded = _load()
+    return loaded if isinstance(loaded, str) else None
+
+
+def library() -> ctypes.CDLL:
+    """The compiled library.
+
+    Raises:
+        Unavailable: see `why_not`.
+    """
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise Unavailable(loaded)
+    return loaded
+
+
+def best_level() -> int:
+    """Index into `LEVELS` of the best instruction set that this machine has."""
+    return library().learned_optim_best_level()
+
+
+def level() -> int:
+    """Index into `LEVELS` of the instruction set that calls use.
+
+    `LEARNED_OPTIM_ISA`, one of `LEVELS`, caps it: to test the others, or to compare machines.
+
+    Raises:
+        ValueError: if the variable names none of them.
+    """
+    cap = os.environ.get("LEARNED_OPTIM_ISA")
+    if cap is None:
+        return best_level()
+    if cap not in LEVELS:
+        raise ValueError(f"LEARNED_OPTIM_ISA must be one of {', '.join(LEVELS)} but is {cap!r}")
+    return min(LEVELS.index(cap), best_level())
+
+
+def call(function: str, *arguments: ctypes.Structure) -> None:
+    """Call an exported function at the level in use.
+
+    Raises:
+        MemoryError: when it found too little.
+    """
+    references = [ctypes.byref(argument) for argument in arguments]
+    if getattr(library(), function)(level(), *references):
+        raise MemoryError(f"{function} could not allocate its scratch memory")

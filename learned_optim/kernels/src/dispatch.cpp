@@ -1,0 +1,57 @@
+// The library's exported functions: each call goes to the instruction set the caller names.
+#include "table.h"
+
+extern const Table table_baseline;
+#if defined(WITH_X86)
+extern const Table table_avx2, table_avx512;
+#endif
+
+namespace {
+
+const Table* find(int level) {
+#if defined(WITH_X86)
+  if (level == 2) return &table_avx512;
+  if (level == 1) return &table_avx2;
+#endif
+  return &table_baseline;
+}
+
+}  // namespace
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// The best level of this machine: 0 baseline, 1 AVX2 + FMA, 2 AVX-512.
+EXPORT int learned_optim_best_level() {
+#if defined(WITH_X86)
+  __builtin_cpu_init();
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  if (avx2 && avx512) return 2;
+  if (avx2) return 1;
+#endif
+  return 0;
+}
+
+// Hash of the sources, so that a stale library is never called.
+EXPORT const char* learned_optim_sources() { return SOURCES_HASH; }
+
+EXPORT int learned_optim_bptt(int level, const LstmArguments* lstm, const BpttArguments* a) {
+  return find(level)->bptt(lstm, a);
+}
+
+EXPORT int learned_optim_vjp(int level, const LstmArguments* lstm, const VjpArguments* a) {
+  return find(level)->vjp(lstm, a);
+}
+
+EXPORT int learned_optim_step(int level, const LstmArguments* lstm, const StepArguments* a) {
+  return find(level)->step(lstm, a);
+}
+
+EXPORT int learned_optim_update(int level, const LstmArguments* lstm, const UpdateArguments* a) {
+  return find(level)->update(lstm, a);
+}
+
+EXPORT int learned_optim_finite(int level, const FiniteArguments* a) {
+  return find(level)->finite(a);
+}

@@ -1,0 +1,69 @@
+// The C interface: structs that Python fills through ctypes (same order, same types there).
+#pragma once
+#include <stdint.h>
+
+struct LstmArguments {
+  int32_t layers, hidden, inputs;
+  float p, exp_p;  // of the features when inputs == 2
+};
+
+struct BpttArguments {
+  int64_t steps, coordinates;
+  const float *grads, *state, *cotangents, *weights;
+  float *last_state, *weight_grads;
+  float scale;
+  int32_t threads;
+};
+
+struct VjpArguments {
+  int64_t leads, coordinates;
+  const float *grads, *state, *step_cotangents, *state_cotangents, *weights;
+  float *weight_grads, *grad_cotangents, *state_cotangents_before;
+  float scale;
+  int32_t threads;
+};
+
+struct StepArguments {
+  int64_t rules, coordinates, grads_stride, weights_stride;
+  const float *grads, *weights;
+  float *state, *out;
+  float scale;
+  int32_t threads;
+};
+
+enum Type { FLOAT32, BFLOAT16, FLOAT16 };
+
+// Contiguous memory of one parameter tensor; the state is (S, count).
+struct UpdateTensor {
+  const void* grad;
+  void *param, *state;
+  int64_t count;
+};
+
+// param <- keep * param + lr * scale * output, where the step is finite.
+struct UpdateArguments {
+  int64_t count;
+  const UpdateTensor* tensors;
+  const float* weights;
+  float scale, lr, keep;
+  int32_t maximize, param_type, grad_type, state_type, threads;
+};
+
+// broken[i] <- whether tensor i, of sizes[i] numbers, holds NaN or infinity.
+struct FiniteArguments {
+  int64_t count;
+  const void* const* tensors;
+  const int64_t* sizes;
+  uint8_t* broken;
+  int32_t type, threads;
+};
+
+// One table per instruction set. Functions return 0, or 1 when memory ran out.
+struct Table {
+  int32_t lanes;
+  int (*bptt)(const LstmArguments*, const BpttArguments*);
+  int (*vjp)(const LstmArguments*, const VjpArguments*);
+  int (*step)(const LstmArguments*, const StepArguments*);
+  int (*update)(const LstmArguments*, const UpdateArguments*);
+  int (*finite)(const FiniteArguments*);
+};

@@ -1,0 +1,117 @@
+"""An optimizer's work on many tensors in one call."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from learned_optim.kernels import native
+from learned_optim.kernels.checks import (
+    check_float32,
+    lstm_arguments,
+    storage_type,
+    thread_count,
+    weight_count,
+)
+
+
+def not_finite(tensors: Sequence[Tensor], *, threads: int | None = None) -> Tensor:
+    """Which tensors hold NaN or infinity: one read of the memory, no temporary.
+
+    Args:
+        tensors: T of them, any shapes, contiguous, one dtype of `STORAGE` for all.
+        threads: torch's number by default.
+
+    Returns:
+        `(T,)` bool.
+
+    Raises:
+        ValueError: for a wrong dtype, device or layout.
+        native.Unavailable: where the kernels are not built.
+    """
+    broken = torch.zeros(len(tensors), dtype=torch.bool)
+    if not tensors:
+        return broken
+    counts = [tensor.numel() for tensor in tensors]
+    pointers = [tensor.data_ptr() for tensor in tensors]
+    many = ctypes.c_int64 * len(tensors)
+    addresses, sizes = many(*pointers), many(*counts)
+    arguments = native.FiniteArguments(
+        count=len(tensors),
+        tensors=ctypes.addressof(addresses),
+        sizes=ctypes.addressof(sizes),
+        broken=broken.data_ptr(),
+        type=storage_type("tensors", tensors, counts),
+        threads=thread_count(threads),
+    )
+    native.call("learned_optim_finite", arguments)
+    return broken
+
+
+def lstm_update_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    states: Sequence[Tensor],
+    weights: Tensor,
+    *,
+    layers: int,
+    hidden: int,
+    p: float | None,
+    scale: float = 1.0,
+    lr: float = 1.0,
+    keep: float = 1.0,
+    maximize: bool = False,
+    threads: int | None = None,
+) -> None:
+    """An optimizer's step on many tensors: `param <- keep * param + lr * step`, state in place.
+
+    A coordinate whose step is not finite keeps its parameter and its state. autograd does not
+    notice that the parameters change: the caller tells it (`increment_version`).
+
+    Args:
+        params: any shapes, contiguous, one dtype of `STORAGE` for all.
+        grads: as `params`; their dtype may be another.
+        states: `(S, *param.shape)` each, rows as in `lstm_bptt`; a third dtype.
+        weights: flat, float32, as in `lstm_bptt`.
+        layers: number of stacked cells.
+        hidden: H.
+        p: as in `lstm_bptt`.
+        scale: as in `lstm_bptt`.
+        lr: factor on the step.
+        keep: factor on the parameter.
+        maximize: negate the gradients.
+        threads: torch's number by default; the result does not depend on it.
+
+    Raises:
+        ValueError: for a wrong size, dtype, device, layout or number.
+        native.Unavailable: where the kernels are not built.
+    """
+    lstm = lstm_arguments(layers, hidden, p)
+    check_float32("weights", weights, (weight_count(layers, hidden, lstm.inputs),))
+    counts = [param.numel() for param in params]
+    if not counts:
+        return
+    param_type = storage_type("params", params, counts)
+    grad_type = storage_type("grads", grads, counts)
+    state_type = storage_type("states", states, counts, 2 * layers * hidden)
+    table: list[int] = []
+    for param, grad, state, count in zip(params, grads, states, counts, strict=True):
+        table += grad.data_ptr(), param.data_ptr(), state.data_ptr(), count
+    tensors = (ctypes.c_int64 * len(table))(*table)
+    arguments = native.UpdateArguments(
+        count=len(counts),
+        tensors=ctypes.addressof(tensors),
+        weights=weights.data_ptr(),
+        scale=scale,
+        lr=lr,
+        keep=keep,
+        maximize=maximize,
+        param_type=param_type,
+        grad_type=grad_type,
+        state_type=state_type,
+        threads=thread_count(threads),
+    )
+    native.call("learned_optim_update", lstm, arguments)
