@@ -1,0 +1,236 @@
+"""The reference backend: torch operations on blocks of coordinates.
+
+All coordinates of a batch form one stream, cut into blocks of a fixed size: small tensors share
+a block, large ones are cut. So every temporary is as large as a block and stays in the cache,
+and the allocator hands the same few buffers out again. A block that lies inside one tensor is
+read where it is; one that spans several is gathered into a workspace first.
+
+Measured (two layers of 20, a million float32 coordinates, one thread): blocks of 4096 and 8192
+are fastest, 1024 and 16384 cost a quarter to a third more, a single block four times as much;
+reading in place saves a seventh against gathering every block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from learned_optim.backends.base import (
+    Backend,
+    Batch,
+    Slot,
+    cuts,
+    free_to_read,
+    moved,
+    overwrite_,
+)
+from learned_optim.backends.last_stage import Unfinished
+from learned_optim.rules import Coordinates, State, UpdateRule
+
+CPU_BLOCK = 4096
+# Other devices: long enough to hide the launches, short enough to bound the temporaries (about
+# 1 KiB a coordinate for two layers of 20).
+DEVICE_BLOCK = 1 << 17
+
+
+@dataclass
+class Flat:
+    """A slot as rows of coordinates: `(N,)` and `(rows, N)` views of its tensors.
+
+    `copies` holds (tensor, flat copy) of those that have no such view, to be written back.
+    """
+
+    grad: Tensor
+    param: Tensor
+    state: State
+    copies: list[tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Piece:
+    """Coordinates `start:stop` of the slot number `slot`."""
+
+    slot: int
+    start: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        """Number of coordinates."""
+        return self.stop - self.start
+
+
+def flatten(slot: Slot, keys: tuple[str, ...]) -> Flat:
+    """Views where the layout allows, copies where not (transposed or strided tensors)."""
+    copies = []
+
+    def view(tensor: Tensor, *shape: int) -> Tensor:
+        flat = tensor.reshape(shape)
+        if not tensor.is_contiguous():
+            flat = flat.contiguous()
+            copies.append((tensor, flat))
+        return flat
+
+    count = slot.param.numel()
+    param = view(slot.param, count)
+    state = {key: view(slot.state[key], slot.state[key].shape[0], count) for key in keys}
+    return Flat(slot.grad.reshape(count), param, state, copies)
+
+
+def stream(lengths: list[int], block: int) -> Iterator[list[Piece]]:
+    """Cut the tensors, laid end to end, into blocks; empty tensors are in none."""
+    current: list[Piece] = []
+    room = block
+    for slot, length in enumerate(lengths):
+        start = 0
+        while start < length:
+            piece = Piece(slot, start, min(start + room, length))
+            current.append(piece)
+            start, room = piece.stop, room - piece.length
+            if not room:
+                yield current
+                current, room = [], block
+    if current:
+        yield current
+
+
+def few(lengths: list[int]) -> list[list[Piece]]:
+    """As few blocks as copy little: one for all small tensors, one for each large one.
+
+    For a compiler, which fuses by itself, and into whose graph a loop is unrolled.
+    """
+    whole = [Piece(slot, 0, length) for slot, length in enumerate(lengths) if length]
+    small = [piece for piece in whole if piece.length <= CPU_BLOCK]
+    large = [[piece] for piece in whole if piece.length > CPU_BLOCK]
+    return [small, *large] if small else large
+
+
+class Eager(Backend):
+    """Any rule, any device, any dtype."""
+
+    name: ClassVar[str] = "eager"
+
+    def __init__(self) -> None:
+        self._workspaces: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
+
+    @staticmethod
+    def supports(rule: UpdateRule, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Everything."""
+        return None
+
+    def sums(self, batch: Batch) -> Tensor:
+        """See `Backend.sums`: tensor by tensor, block by block."""
+        keys = batch.rule.keys_per("coordinate")
+        rows = []
+        for slot in batch.slots:
+            flat, total = flatten(slot, keys), None
+            for start, stop in cuts(slot.param.numel(), block_size(batch)):
+                block = Piece(0, start, stop)
+                coords, state = read(batch, flat, block)
+                part = batch.rule.summarize(coords, state)
+                total = part if total is None else total + part
+            empty = torch.zeros(
+                batch.rule.summary_size, dtype=batch.compute_dtype, device=batch.device
+            )
+            rows.append(empty if total is None else total)
+        return torch.stack(rows)
+
+    def move(self, batch: Batch, signals: Tensor, finite: Tensor | None) -> None:
+        """See `Backend.move`."""
+        keys = batch.rule.keys_per("coordinate")
+        flats = [flatten(slot, keys) for slot in batch.slots]
+        lengths = [flat.param.numel() for flat in flats]
+        blocks = (
+            few(lengths) if torch.compiler.is_compiling() else stream(lengths, block_size(batch))
+        )
+        unfinished = Unfinished(batch, [flat.param for flat in flats], signals, finite)
+        for block in blocks:
+            self._move_block(batch, flats, block, signals, finite, unfinished)
+            unfinished.move_whole_()
+        unfinished.move_whole_()
+        for flat in flats:
+            for tensor, copy in flat.copies:
+                tensor.copy_(copy.view(tensor.shape))
+
+    def _move_block(
+        self,
+        batch: Batch,
+        flats: list[Flat],
+        block: list[Piece],
+        signals: Tensor,
+        finite: Tensor | None,
+        unfinished: Unfinished,
+    ) -> None:
+        if len(block) == 1:
+            coords, state = read(batch, flats[block[0].slot], block[0])
+        else:
+            coords, state = self._gather(batch, flats, block)
+        of_block = per_coordinate(signals, block)
+        step, new_state = batch.rule.update(coords, state, of_block, batch.weights)
+        keep = step.isfinite()
+        if finite is not None:
+            keep = keep & per_coordinate(finite.unsqueeze(0), block).squeeze(0)
+        if free_to_read(keep) and bool(keep.all()):
+            keep = None
+        lengths = [piece.length for piece in block]
+        params, steps = moved(batch, coords.param, step).split(lengths), step.split(lengths)
+        masks = [None] * len(block) if keep is None else keep.split(lengths)
+        states = {key: value.split(lengths, dim=1) for key, value in new_state.items()}
+        for index, piece in enumerate(block):
+            flat, here, mask = flats[piece.slot], slice(piece.start, piece.stop), masks[index]
+            if piece.slot in unfinished:
+                unfinished.put(piece.slot, piece.start, steps[index])
+            else:
+                overwrite_(flat.param[here], params[index], mask)
+            for key, parts in states.items():
+                overwrite_(flat.state[key][:, here], parts[index], mask)
+
+    def _gather(
+        self, batch: Batch, flats: list[Flat], block: list[Piece]
+    ) -> tuple[Coordinates, State]:
+        """`read` for a block of several pieces, through the workspace."""
+        pieces = [(flats[piece.slot], slice(piece.start, piece.stop)) for piece in block]
+        grad = self._joined(batch, "grad", [flat.grad[here] for flat, here in pieces])
+        param = self._joined(batch, "param", [flat.param[here] for flat, here in pieces])
+        state = {
+            key: self._joined(
+                batch, f"state.{key}", [flat.state[key][:, here] for flat, here in pieces]
+            )
+            for key in flats[0].state
+        }
+        return Coordinates(grad.neg_() if batch.maximize else grad, param), state
+
+    def _joined(self, batch: Batch, key: str, parts: list[Tensor]) -> Tensor:
+        """The parts, `(..., n)` each, side by side in memory that is kept from step to step."""
+        if torch.compiler.is_compiling():
+            return torch.cat(parts, dim=-1).to(batch.compute_dtype)
+        workspace = self._workspaces.setdefault((batch.device, batch.compute_dtype), {})
+        shape = (*parts[0].shape[:-1], block_size(batch))
+        if workspace.get(key, parts[0]).shape != shape:
+            workspace[key] = torch.empty(shape, dtype=batch.compute_dtype, device=batch.device)
+        length = sum(part.shape[-1] for part in parts)
+        return torch.cat(parts, dim=-1, out=workspace[key][..., :length])
+
+
+def block_size(batch: Batch) -> int:
+    """Coordinates in a block."""
+    return CPU_BLOCK if batch.device.type == "cpu" else DEVICE_BLOCK
+
+
+def read(batch: Batch, flat: Flat, piece: Piece) -> tuple[Coordinates, State]:
+    """The coordinates of one piece in the compute dtype: views where nothing is to convert."""
+    here, dtype = slice(piece.start, piece.stop), batch.compute_dtype
+    grad = flat.grad[here].to(dtype)
+    state = {key: value[:, here].to(dtype) for key, value in flat.state.items()}
+    return Coordinates(-grad if batch.maximize else grad, flat.param[here].to(dtype)), state
+
+
+def per_coordinate(rows: Tensor, block: list[Piece]) -> Tensor:
+    """`(M, T)`, a column a tensor -> `(M, 1)` for a block of one tensor, else `(M, length)`."""
+    if len(block) == 1 or not rows.shape[0]:
+        return rows[:, block[0].slot, None]
+    return torch.cat([rows[:, p.slot, None].expand(-1, p.length) for p in block], dim=1)

@@ -1,0 +1,130 @@
+"""The command `learned-optim`: arguments in, one call, its result printed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import NoReturn
+
+from learned_optim import WeightsError, __version__
+
+# What is raised for a wrong argument, file or connection, WeightsUnavailable included: the message
+# says all, so there is no traceback. Anything else is a bug and shows one.
+_EXPECTED = (OSError, WeightsError)
+
+
+def _stop(error: Exception, advice: str = "") -> NoReturn:
+    """One line, and the exit code that argparse has for arguments that it refuses."""
+    print(f"error: {' '.join(str(error).split())}{advice}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from learned_optim.demo import DemoConfig, run_demo
+    from learned_optim.tasks.datasets import DataUnavailable
+
+    given = {field.name: getattr(arguments, field.name, None) for field in fields(DemoConfig)}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    try:
+        report = run_demo(DemoConfig(**chosen))
+    except (ValueError, DataUnavailable) as error:
+        _stop(error)
+    folder = Path(report.folder)
+    print(f"\n{report.text}\n\nCurves: {folder / 'digits.png'}, numbers: {folder / 'digits.json'}")
+
+
+def _meta_train(arguments: argparse.Namespace) -> None:
+    from learned_optim.meta_training import CheckpointError, RecipeError, run
+    from learned_optim.tasks.datasets import DataUnavailable
+
+    try:
+        loaded = run(
+            arguments.recipe,
+            output=arguments.output,
+            resume=arguments.resume,
+            progress=not arguments.quiet,
+        )
+    except (RecipeError, CheckpointError, DataUnavailable) as error:
+        _stop(error)
+    print(f"{loaded.name}: weights sha256 {loaded.sha256}")
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from learned_optim.optimizer import DEFAULT_RULE
+    from learned_optim.weights import bundled_names, load_bundled
+
+    for name in bundled_names():
+        loaded = load_bundled(name)
+        mark = " (default)" if name == DEFAULT_RULE else ""
+        print(f"{name}{mark}: rule {loaded.rule.name}, weights sha256 {loaded.sha256}")
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from learned_optim.describe import describe
+
+    print(describe(arguments.rule))
+
+
+def _publish(arguments: argparse.Namespace) -> None:
+    from learned_optim.hub import publish
+
+    try:
+        address = publish(
+            arguments.folder, arguments.repo, tag=arguments.tag, private=arguments.private
+        )
+    except ValueError as error:
+        _stop(error)
+    print(f"Published. It is loaded with: rule={address!r}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="learned-optim", description="Learned optimizers.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="a learned rule beside Adam on scikit-learn's digits")
+    demo.add_argument("--rule", help="bundled name, folder or user/repo@revision")
+    demo.add_argument("--activations", nargs="+", metavar="NAME", help="sigmoid, tanh, relu")
+    demo.add_argument("--steps", type=int, help="updates of each run")
+    demo.add_argument("--seeds", type=int, help="runs of each optimizer")
+    demo.add_argument("--folder", type=Path, help="where the picture and the numbers go")
+    demo.add_argument("--quiet", action="store_true", help="no progress bar")
+    demo.set_defaults(call=_demo)
+
+    train = commands.add_parser("meta-train", help="learn a rule from a recipe")
+    train.add_argument("recipe", type=Path, help="a TOML file, such as pretrained/*/recipe.toml")
+    train.add_argument("--output", type=Path, help="folder of the run (default: runs/NAME)")
+    train.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
+    train.add_argument("--quiet", action="store_true", help="no progress bar")
+    train.set_defaults(call=_meta_train)
+
+    listing = commands.add_parser("list", help="the rules that come with the package")
+    listing.set_defaults(call=_list)
+
+    info = commands.add_parser("info", help="what a rule is, costs and was measured to do")
+    info.add_argument("rule", help="bundled name, folder or user/repo@revision")
+    info.set_defaults(call=_info)
+
+    publish = commands.add_parser("publish", help="upload a rule to the Hub")
+    publish.add_argument("folder", type=Path, help="holds the rule and its model card")
+    publish.add_argument("repo", help="user/repo")
+    publish.add_argument("--tag", help="for this version, such as v1")
+    publish.add_argument("--private", action="store_true", help="if the repository is new")
+    publish.set_defaults(call=_publish)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; `argv` is the process's by default."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.call(arguments)
+    except _EXPECTED as error:
+        _stop(error)
+    except ModuleNotFoundError as error:
+        _stop(error, "; pip install 'learned-optim[meta-training]' has all that a command needs")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,83 @@
+"""A rule in a few lines of text: what it is, what it costs, what was measured, its licence."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from learned_optim.hub import licence, load_rule
+from learned_optim.rules import UpdateRule
+from learned_optim.weights import bundled_folder, bundled_names
+
+_PLAIN = (str, int, float, bool)
+_DIGITS = 4
+
+
+def describe(source: str | os.PathLike[str]) -> str:
+    """Several lines, each `what: value`, on a bundled rule, a folder or a rule on the Hub.
+
+    Raises:
+        WeightsUnavailable: as `load_rule`.
+        WeightsError: as `load_rule`.
+    """
+    loaded = load_rule(source)
+    rule = loaded.rule
+    count = sum(value.numel() for value in loaded.weights.values())
+    per_coordinate, per_tensor = state_bytes(rule)
+    facts = {
+        "name": loaded.name,
+        "rule": rule.name,
+        "config": ", ".join(f"{key}={value}" for key, value in rule.config().items()),
+        "sha256": loaded.sha256,
+        "weights": f"{count} numbers",
+        "state": f"{per_coordinate} bytes per parameter, {per_tensor} per tensor",
+    }
+    folder = _folder(source)
+    if folder is not None:
+        facts["licence"] = licence(folder) or "not stated"
+        facts |= {f"metrics {key}": text for key, text in _metrics(folder)}
+    return "\n".join(f"{key}: {value}" for key, value in facts.items())
+
+
+def state_bytes(rule: UpdateRule) -> tuple[int, int]:
+    """Bytes of state for each float32 coordinate, and for each tensor on top of that."""
+    sizes = {"coordinate": 0, "tensor": 0}
+    for spec in rule.state_spec.values():
+        sizes[spec.per] += spec.rows * torch.empty((), dtype=spec.dtype).element_size()
+    return sizes["coordinate"], sizes["tensor"]
+
+
+def _folder(source: str | os.PathLike[str]) -> Path | None:
+    """Where the files beside the weights lie; None for a rule on the Hub."""
+    if isinstance(source, str) and source in bundled_names():
+        return bundled_folder(source)
+    folder = Path(source).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def _metrics(folder: Path) -> Iterator[tuple[str, str]]:
+    """The plain values of `metrics.json`; curves and lists are left out."""
+    try:
+        content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError) as error:
+        yield "metrics.json", f"cannot be read: {error}"
+        return
+    if isinstance(content, dict):
+        yield from _flatten(content, "")
+
+
+def _flatten(values: Mapping[str, object], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, float) and math.isfinite(value):
+            yield f"{prefix}{key}", f"{value:.{_DIGITS}g}"
+        elif isinstance(value, _PLAIN):
+            yield f"{prefix}{key}", str(value)

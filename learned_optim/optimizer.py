@@ -1,0 +1,323 @@
+"""`LearnedOptimizer`: a learned update rule behind the torch.optim contract, and only that.
+
+A step reads: `_collect` the parameters into batches, `survey` the gradients, `advance` each
+tensor, `move` the coordinates. What happens in there is the backend's and the rule's business.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from learned_optim import resume, shards
+from learned_optim.alarm import Alarm
+from learned_optim.backends import (
+    Backend,
+    Batch,
+    Eager,
+    Slot,
+    advance,
+    autocast_off,
+    choose,
+    survey,
+)
+from learned_optim.hub import load_rule
+from learned_optim.options import check_options
+from learned_optim.rules import UpdateRule, Weights, compute_dtype
+from learned_optim.weights import LoadedRule
+
+DEFAULT_RULE = "default"
+
+Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+RuleSource: TypeAlias = str | os.PathLike[str] | LoadedRule
+
+
+class LearnedOptimizer(Optimizer):
+    """Trains with a learned update rule; there is no learning rate to tune.
+
+    For each coordinate `theta` with gradient `g`, one step is
+
+        theta <- theta - lr * weight_decay * rule.decay_scale * theta
+        theta <- theta + lr * rule(g, theta, state)
+
+    where the rule's weights are fixed: they were meta-trained and come from a file.
+
+    A parameter whose gradient holds NaN or infinity sits the step out (parameter, state and step
+    counter kept, one warning an optimizer), and a coordinate for which the rule itself gives no
+    finite step stays where it is. On the CPU the warning comes at once. On other devices it comes
+    a step or more late on CUDA and not at all elsewhere, because reading the verdict would make
+    the host wait; within torch.compile there is none.
+
+    Args:
+        params: parameters, named parameters, or groups of either; a group may have its own value
+            of every option below, `rule` included.
+        rule: a bundled name, a folder, a Hub id "user/repo@revision", or a loaded rule.
+        lr: factor on the step, for schedulers; 1 is what the rule was trained for. A float or a
+            tensor of one element.
+        weight_decay: decoupled decay, scaled so that AdamW's usual values mean the same.
+        total_steps: number of steps the training will take, for rules that can use it.
+        maximize: climb instead of descend.
+        fused: None chooses the fastest backend that supports the case, True demands a fused one,
+            False takes the eager reference.
+
+    Raises:
+        ValueError: an option out of its range; the message names both.
+        RuntimeError: `fused=True` where no fused backend supports the case; in `step`, a sparse
+            gradient.
+        WeightsUnavailable: the rule cannot be had.
+        WeightsError: the rule's files are not usable.
+
+    Schedulers that cycle the momentum (`OneCycleLR`, `CyclicLR`) need `cycle_momentum=False`.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = LearnedOptimizer(model.parameters())
+        >>> model(torch.ones(8, 4)).square().mean().backward()
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        rule: RuleSource = DEFAULT_RULE,
+        *,
+        lr: float | Tensor = 1.0,
+        weight_decay: float = 0.0,
+        total_steps: int | None = None,
+        maximize: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        loaded = load_rule(rule)
+        self._rules: dict[tuple[str, str], LoadedRule] = {}
+        self._remember(loaded)
+        self._alarm = Alarm()
+        self._drop_scratch()
+        # The loaded rule, not its name, so that `type(self)(params, **self.defaults)` works, as
+        # ZeroRedundancyOptimizer has it. Groups hold plain values only.
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "total_steps": total_steps,
+            "maximize": maximize,
+            "fused": fused,
+            "rule": loaded,
+        }
+        super().__init__(params, defaults)
+
+    def _drop_scratch(self) -> None:
+        """Forget what can be made again: backends with their workspaces, and cast weights."""
+        # The reference is here from the start: added while tracing, it would cost a recompilation.
+        self._backends: dict[type[Backend], Backend] = {Eager: Eager()}
+        self._cast: dict[tuple[tuple[str, str], torch.device, torch.dtype], Weights] = {}
+
+    def _remember(self, loaded: LoadedRule) -> dict[str, str]:
+        """File a rule; returns the entries by which a param group refers to it.
+
+        The config is part of it, as rules that differ in it alone have the same weights.
+        """
+        config = resume.rule_config(loaded.rule)
+        self._rules[loaded.sha256, config] = loaded
+        return {"rule": loaded.name, "rule_sha256": loaded.sha256, "rule_config": config}
+
+    def _rule_of(self, group: dict[str, Any]) -> LoadedRule:
+        return self._rules[group["rule_sha256"], group["rule_config"]]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, as torch's; the group's `rule` and the other options are checked.
+
+        Raises:
+            ValueError: an option out of its range.
+            RuntimeError: the group demands `fused` and no fused backend supports its parameters.
+        """
+        if isinstance(param_group, dict):
+            # A copy: a caller's group that names a rule can then serve another optimizer too.
+            param_group = dict(param_group)
+            check_options({**self.defaults, **param_group})
+            key = (param_group.get("rule_sha256", ""), param_group.get("rule_config", ""))
+            source = param_group.get("rule", self.defaults["rule"])
+            loaded = self._rules.get(key) or load_rule(source)
+            param_group.update(self._remember(loaded))
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            for param in group["params"]:
+                choose(self._rule_of(group).rule, param.device, param.dtype, group["fused"])
+        except RuntimeError:
+            self.param_groups.pop()
+            raise
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step.
+
+        Args:
+            closure: computes the loss anew and its gradients, and returns the loss.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            RuntimeError: a gradient is sparse; nothing has changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        batches = self._collect()
+        surveys = []
+        for batch, _, backend in batches:
+            with autocast_off(batch.device):
+                surveys.append(survey(batch, backend))
+        shards.add_up_(
+            (shards.cut_of(param), row)
+            for (_, params, _), rows in zip(batches, surveys, strict=True)
+            for param, row in zip(params, rows.unbind(), strict=True)
+        )
+        for (batch, params, backend), rows in zip(batches, surveys, strict=True):
+            finite = self._alarm.report(rows[:, 0] == 0, params)
+            with autocast_off(batch.device):
+                backend.move(batch, advance(batch, rows[:, 1:], finite), finite)
+            for param in params:
+                if shards.is_sharded(param):
+                    torch.autograd.graph.increment_version(param)
+        return loss
+
+    def _collect(self) -> list[tuple[Batch, list[Tensor], Backend]]:
+        """What this step moves: by group, device and dtype."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None and param.grad.layout != torch.strided:
+                    raise RuntimeError(
+                        "LearnedOptimizer does not support sparse gradients (parameter of shape "
+                        f"{tuple(param.shape)}, layout {param.grad.layout}): every coordinate has "
+                        "state that moves at every step. Use sparse=False in the embedding"
+                    )
+        found = []
+        for group in self.param_groups:
+            self._init_group(group)
+            alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+            for param in group["params"]:
+                if param.grad is not None:
+                    alike.setdefault((param.device, param.dtype), []).append(param)
+            found += [self._batch(group, params) for params in alike.values()]
+        return found
+
+    def _batch(
+        self, group: dict[str, Any], params: list[Tensor]
+    ) -> tuple[Batch, list[Tensor], Backend]:
+        rule = self._rule_of(group).rule
+        slots = [self._slot(param, rule) for param in params]
+        device, dtype = slots[0].param.device, slots[0].param.dtype
+        lr, compute = group["lr"], compute_dtype(dtype)
+        if isinstance(lr, Tensor):
+            # A number on the host serves every device; one on a device serves that device.
+            lr = lr.reshape(()).to(lr.device if lr.device.type == "cpu" else device, compute)
+        kind = choose(rule, device, dtype, group["fused"])
+        if kind not in self._backends:
+            self._backends[kind] = kind()
+        batch = Batch(
+            rule=rule,
+            weights=self._weights(group, device, compute),
+            slots=slots,
+            lr=lr,
+            decay=group["weight_decay"] * rule.decay_scale,
+            maximize=group["maximize"],
+            total_steps=group["total_steps"],
+            device=device,
+            compute_dtype=compute,
+        )
+        return batch, params, self._backends[kind]
+
+    def _init_group(self, group: dict[str, Any]) -> None:
+        """Make what the group's first step needs: state, and weights in the compute dtype.
+
+        torch.compile knows this name: it calls the method instead of tracing it, so that the
+        first step and all others are one graph.
+        """
+        rule = self._rule_of(group).rule
+        for param in group["params"]:
+            if param.grad is None:
+                continue
+            self._weights(group, param.device, compute_dtype(param.dtype))
+            state = self.state[param]
+            if not state:
+                local = shards.to_local(param)
+                state["step"] = torch.zeros((), dtype=resume.step_dtype(), device=local.device)
+                for key, value in rule.init_state(local).items():
+                    whole = rule.state_spec[key].per == "tensor"
+                    state[key] = value if whole else shards.wrap_rows(value, param)
+
+    def _slot(self, param: Tensor, rule: UpdateRule) -> Slot:
+        """The local tensors of a parameter."""
+        state, local = self.state[param], shards.to_local(param)
+        entries = {key: shards.to_local(state[key]) for key in rule.state_spec}
+        grad, shape = shards.local_grad(param), shards.real_shape(param)
+        return Slot(local, grad, entries, state["step"], shape, shards.parts_of(param))
+
+    def _weights(self, group: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Weights:
+        """The rule's weights where the arithmetic is, cast once."""
+        key = ((group["rule_sha256"], group["rule_config"]), device, dtype)
+        if key not in self._cast:
+            weights = self._rule_of(group).weights
+            self._cast[key] = {name: w.to(device, dtype) for name, w in weights.items()}
+        return self._cast[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles keep: torch's three, and the rules."""
+        return {**super().__getstate__(), "_rules": self._rules}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also called by `load_state_dict`; fills in options that an older version did not have."""
+        super().__setstate__(state)
+        # torch adds this one; without it `type(self)(params, **self.defaults)` works here too.
+        self.defaults.pop("differentiable", None)
+        for group in self.param_groups:
+            for key in self.defaults.keys() - {"rule"}:
+                group.setdefault(key, self.defaults[key])
+        if "_alarm" not in self.__dict__:
+            self._alarm = Alarm()
+        self._drop_scratch()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint, bit for bit: state keeps its dtype, whatever the parameter's.
+
+        Raises:
+            ValueError: the checkpoint was made under another rule or other weights, or does not
+                fit the parameters; nothing has changed then.
+        """
+        saved: dict[str, Any] = {}
+        rules = [self._rule_of(group).rule for group in self.param_groups]
+        names = [{key: group[key] for key in resume.RULE_KEYS} for group in self.param_groups]
+
+        # Hooks of our own, so that we see what the user's pre-hooks made of the checkpoint, and
+        # are done before the user's post-hooks look at the state.
+        def before(_: Optimizer, final: dict[str, Any]) -> None:
+            resume.check(self.param_groups, rules, final)
+            saved.update(final)
+
+        def after(_: Optimizer) -> None:
+            resume.restore(self.state, self.param_groups, rules, saved)
+            for group, name in zip(self.param_groups, names, strict=True):
+                group.update(name)
+
+        handles = (
+            self.register_load_state_dict_pre_hook(before),
+            self.register_load_state_dict_post_hook(after, prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()

@@ -1,0 +1,27 @@
+"""The options of a param group and their ranges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Refuse options of a param group that are out of their range.
+
+    Raises:
+        ValueError: says which, its value and the range.
+    """
+    lr, decay, total = (options[key] for key in ("lr", "weight_decay", "total_steps"))
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"Tensor lr must be 1-element but has shape {tuple(lr.shape)}")
+    if not 0.0 <= lr < float("inf"):
+        raise ValueError(f"lr must be >= 0 and finite but is {lr}; to climb, give maximize=True")
+    if not 0.0 <= decay < float("inf"):
+        raise ValueError(f"weight_decay must be >= 0 and finite but is {decay}")
+    if total is not None and (isinstance(total, bool) or int(total) != total or total < 1):
+        raise ValueError(f"total_steps must be None or an integer >= 1 but is {total!r}")
+    for key, allowed in (("maximize", (False, True)), ("fused", (None, False, True))):
+        if not any(options[key] is value for value in allowed):
+            raise ValueError(f"{key} must be one of {allowed} but is {options[key]!r}")

@@ -1,0 +1,124 @@
+"""What `LearnedOptimizer.load_state_dict` does on top of torch's.
+
+torch casts every state tensor but "step" to the parameter's dtype
+(https://github.com/pytorch/pytorch/issues/43706), and shares memory with the checkpoint. Here
+state keeps the dtype that the rule stores it in, and a copy is made. And a state means nothing
+under other weights than its own, so that is checked before anything changes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learned_optim.rules import StateSpec, UpdateRule
+from learned_optim.shards import is_sharded, real_shape
+
+# How a param group refers to its rule; plain values, which travel in every checkpoint.
+RULE_KEYS = ("rule", "rule_sha256", "rule_config")
+
+Group = dict[str, Any]
+# The saved number of a parameter, the parameter, and the rule it runs under.
+Pair = tuple[object, Tensor, UpdateRule]
+
+
+def rule_config(rule: UpdateRule) -> str:
+    """The rule and its config as one plain value, for param groups."""
+    return json.dumps({"rule": rule.name, **rule.config()}, sort_keys=True)
+
+
+def step_dtype() -> torch.dtype:
+    """What the step counter is kept in: as torch.optim has it, float32 or a float64 default."""
+    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+
+
+def paired(
+    groups: Sequence[Group], rules: Sequence[UpdateRule], saved: Mapping[str, Any]
+) -> Iterator[Pair]:
+    """The parameters in the order in which torch matches them, those that have saved state."""
+    for group, rule, saved_group in zip(groups, rules, saved["param_groups"], strict=False):
+        for number, param in zip(saved_group["params"], group["params"], strict=False):
+            if saved["state"].get(number):
+                yield number, param, rule
+
+
+def check(groups: Sequence[Group], rules: Sequence[UpdateRule], saved: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that this optimizer cannot continue.
+
+    Raises:
+        ValueError: it was not made by LearnedOptimizer, or under other weights, or the shapes
+            of its state do not fit the parameters.
+    """
+    for index, (group, old) in enumerate(zip(groups, saved["param_groups"], strict=False)):
+        if "rule_sha256" not in old:
+            raise ValueError(
+                f"param group {index} of the checkpoint names no learned rule (it has "
+                f"{sorted(map(str, old))}): it was not written by LearnedOptimizer, so its state "
+                "means nothing here; start with a fresh state"
+            )
+        if old["rule_sha256"] != group["rule_sha256"] or _differ(old, group):
+            raise ValueError(
+                f"param group {index} of the checkpoint was made by the rule {_describe(old)} but "
+                f"this optimizer runs {_describe(group)}; construct it with the checkpoint's rule"
+            )
+    for number, param, rule in paired(groups, rules, saved):
+        _check_state(number, saved["state"][number], param, rule)
+
+
+def _differ(old: Group, new: Group) -> bool:
+    """Whether the configs disagree; a field that one of them does not have yet is no quarrel."""
+    a, b = (json.loads(group.get("rule_config", "{}")) for group in (old, new))
+    return any(a[key] != b[key] for key in a.keys() & b.keys())
+
+
+def _describe(group: Group) -> str:
+    name, sha256, config = (group.get(key) for key in RULE_KEYS)
+    return f"{name!r} (weights sha256 {sha256}, config {config})"
+
+
+def _check_state(number: object, state: Mapping[str, Any], param: Tensor, rule: UpdateRule) -> None:
+    whole = real_shape(param)
+    expected: dict[str, tuple[int, ...]] = {"step": ()}
+    for key, spec in rule.state_spec.items():
+        expected[key] = (spec.rows, *whole) if spec.per == "coordinate" else (spec.rows,)
+    for key, shape in expected.items():
+        if key not in state:
+            raise ValueError(f"the checkpoint's state of parameter {number} lacks {key!r}")
+        value = state[key]
+        found = tuple(value.shape) if isinstance(value, Tensor) else ()
+        if found != shape:
+            raise ValueError(
+                f"the checkpoint's {key!r} of parameter {number} has shape {found} but a "
+                f"parameter of shape {tuple(param.shape)} needs {shape}"
+            )
+        if len(shape) > 1 and is_sharded(param) and not is_sharded(value):
+            raise ValueError(
+                f"the checkpoint's {key!r} of parameter {number} is a plain tensor but the "
+                "parameter is sharded: load it with torch.distributed.checkpoint"
+            )
+
+
+def restore(
+    state: Mapping[Tensor, dict[str, Any]],
+    groups: Sequence[Group],
+    rules: Sequence[UpdateRule],
+    saved: Mapping[str, Any],
+) -> None:
+    """Replace what torch made of the saved state by exact copies, on the parameters' devices."""
+    for number, param, rule in paired(groups, rules, saved):
+        old = saved["state"][number]
+        step = old["step"]
+        dtype = step.dtype if isinstance(step, Tensor) else step_dtype()
+        state[param]["step"] = torch.as_tensor(step).to(param.device, dtype, copy=True)
+        for key, spec in rule.state_spec.items():
+            state[param][key] = old[key].to(param.device, storage_dtype(spec, param), copy=True)
+
+
+def storage_dtype(spec: StateSpec, param: Tensor) -> torch.dtype:
+    """What an entry of the state of `param` is stored in."""
+    double = param.dtype in (torch.float64, torch.complex128)
+    return torch.float64 if double else spec.dtype
