@@ -1,0 +1,29 @@
+"""`torchrun --nproc-per-node N -m learned_optim.meta_training RECIPE`, or `python -m` for one."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from learned_optim.meta_training import parallel
+from learned_optim.meta_training.runner import output_folder, run
+
+
+def main() -> None:
+    """Meta-train; goes on from the checkpoint that is there, as after an elastic restart."""
+    parser = argparse.ArgumentParser(prog="learned_optim.meta_training", description=main.__doc__)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--output", type=Path, default=None)
+    arguments = parser.parse_args()
+    folder = output_folder(arguments.recipe, arguments.output)
+    with parallel.group():
+        run(
+            arguments.recipe,
+            output=folder,
+            resume=(folder / "checkpoint.pt").exists(),
+            progress=parallel.rank() == 0,
+        )
+
+
+if __name__ == "__main__":
+    main()

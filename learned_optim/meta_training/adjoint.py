@@ -1,0 +1,116 @@
+"""The exact gradient of a window, second derivatives included, by a reverse sweep.
+
+The adjoint recursion of the inner loop `theta_{t+1} = theta_t + step_t`, written out:
+
+    lambda_T = w_T g_T
+    (d phi, d g, d theta, sigma_t) = VJP of the rule at t, of (lambda_{t+1}, sigma_{t+1})
+    lambda_t = lambda_{t+1} + d theta + H_t d g + w_t g_t
+
+with `g_t` the optimizee's gradient, `H_t` its Hessian and `sigma` the adjoint of the rule's state.
+Equal to backpropagation through the unrolled loop, but each step is differentiated alone: the
+rule's part by a kernel where there is one, the optimizee's as a Hessian-vector product, and no
+graph outlives its step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from learned_optim.meta_training import fused
+from learned_optim.meta_training.unroll import Carry, Layout, Runs, apply_rule, make_clock
+from learned_optim.rules import Coordinates, State, UpdateRule, Weights
+
+
+def window_gradient(
+    rule: UpdateRule,
+    weights: Weights,
+    runs: Runs,
+    layout: Layout,
+    carries: Sequence[Carry],
+    step_weights: Tensor,
+    total_steps: int | None = None,
+) -> Weights:
+    """Gradient of `sum_t w_t f_t(theta_t)` with respect to the meta-parameters.
+
+    Args:
+        rule: the rule.
+        weights: its meta-parameters, the same for all runs.
+        runs: whose window it is.
+        layout: of the coordinates.
+        carries: of times 0 ... T of the window, each with its minibatch.
+        step_weights: `(T, *lead)`, the weights w of `f_1 ... f_T`.
+        total_steps: the horizon as the rule was told it.
+    """
+    total = {key: torch.zeros_like(value) for key, value in weights.items()}
+    last = carries[-1]
+    theta_bar = step_weights[-1].unsqueeze(-1) * last.grad
+    state_bar = {key: torch.zeros_like(value) for key, value in last.state.items()}
+    for t in reversed(range(len(carries) - 1)):
+        carry = carries[t]
+        grads, grad_bar, feature_bar, state_bar = _rule_vjp(
+            rule, weights, layout, carry, theta_bar, state_bar, total_steps
+        )
+        for key, value in grads.items():
+            total[key] += value
+        if t == 0:
+            break
+        curved = runs.hessian_product(
+            layout.split(carry.theta), carry.batch, layout.split(grad_bar)
+        )
+        here = step_weights[t - 1].unsqueeze(-1) * carry.grad
+        theta_bar = theta_bar + feature_bar + layout.join(curved) + here
+    return total
+
+
+def _rule_vjp(
+    rule: UpdateRule,
+    weights: Weights,
+    layout: Layout,
+    carry: Carry,
+    step_bar: Tensor,
+    state_bar: State,
+    total_steps: int | None,
+) -> tuple[Weights, Tensor, Tensor, State]:
+    """Cotangents of weights, gradient, parameters and state, from those of step and new state."""
+    compiled = fused.step_vjp(rule, weights, carry.grad, carry.state, step_bar, state_bar)
+    if compiled is not None:
+        weight_bar, grad_bar, state_bar = compiled
+        return weight_bar, grad_bar, torch.zeros_like(carry.theta), state_bar
+    leaves = [
+        tensor.detach().requires_grad_()
+        for tensor in (*weights.values(), carry.grad, carry.theta, *carry.state.values())
+    ]
+    named, (grad, theta), entries = (
+        leaves[: len(weights)],
+        leaves[len(weights) : len(weights) + 2],
+        leaves[len(weights) + 2 :],
+    )
+    clock = make_clock(carry.step + 1, total_steps, layout, carry.loss)
+    with torch.enable_grad():
+        step, state = apply_rule(
+            rule,
+            dict(zip(weights, named, strict=True)),
+            layout,
+            Coordinates(grad, theta),
+            dict(zip(carry.state, entries, strict=True)),
+            clock,
+        )
+    outputs = [(step, step_bar), *((state[key], state_bar[key]) for key in carry.state)]
+    outputs = [(value, bar) for value, bar in outputs if value.requires_grad]
+    bars = torch.autograd.grad(
+        [value for value, _ in outputs],
+        leaves,
+        [bar for _, bar in outputs],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    size = len(weights)
+    return (
+        dict(zip(weights, bars[:size], strict=True)),
+        bars[size],
+        bars[size + 1],
+        dict(zip(carry.state, bars[size + 2 :], strict=True)),
+    )

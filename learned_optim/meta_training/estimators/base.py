@@ -1,0 +1,53 @@
+"""The contract of a meta-gradient estimator."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from learned_optim.meta_training.meta_loss import MetaLoss
+from learned_optim.meta_training.truncation import Worker
+from learned_optim.rules import UpdateRule, Weights
+
+
+@dataclass
+class Estimate:
+    """What a worker contributes to one outer step.
+
+    Attributes:
+        grads: estimate of the gradient of the meta-loss, averaged over the worker's runs.
+        meta_loss: the meta-loss of the window, averaged likewise.
+        inner_steps: inner steps made, all runs and perturbations counted.
+        coordinate_steps: the same times the coordinates of the optimizee.
+        non_finite: runs (both members of a pair count) whose window held a non-finite loss.
+    """
+
+    grads: Weights
+    meta_loss: float
+    inner_steps: int
+    coordinate_steps: int
+    non_finite: int = 0
+    stats: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GradientEstimator(ABC):
+    """Estimates the gradient of the meta-loss with respect to the meta-parameters.
+
+    An estimator knows nothing of tasks: it moves a `Worker` on by one window. What it keeps
+    between windows lives in `worker.extra`, so that it is checkpointed with the worker.
+
+    Args:
+        unroll: inner steps of a window.
+    """
+
+    name: ClassVar[str]
+
+    unroll: int = 20
+
+    @abstractmethod
+    def estimate(
+        self, rule: UpdateRule, weights: Weights, worker: Worker, meta_loss: MetaLoss
+    ) -> Estimate:
+        """Advance the worker by one window and estimate its meta-gradient."""

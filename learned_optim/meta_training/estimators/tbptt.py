@@ -1,0 +1,93 @@
+"""Truncated backpropagation through time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from learned_optim.meta_training.adjoint import window_gradient
+from learned_optim.meta_training.estimators.base import Estimate, GradientEstimator
+from learned_optim.meta_training.meta_loss import MetaLoss
+from learned_optim.meta_training.replay import Recording, cotangents, replay
+from learned_optim.meta_training.truncation import Worker
+from learned_optim.meta_training.unroll import advance
+from learned_optim.rules import UpdateRule, Weights
+
+
+@dataclass(frozen=True)
+class TBPTT(GradientEstimator):
+    """Backpropagation through windows of `unroll` steps, the paper's estimator.
+
+    Biased: parameters and state are constants at the start of each window. Without
+    `second_derivatives` the gradient of the optimizee's gradients is dropped too, as in the paper
+    (section 2.1, figure 2), along with that of every other function of the parameters that the
+    rule sees; the window is then replayed block by block (`learned_optim.meta_training.replay`).
+
+    Args:
+        unroll: steps of a window; the last window of an episode is shorter where it must be.
+        second_derivatives: differentiate through the optimizee's gradients, by the reverse sweep of
+            `learned_optim.meta_training.adjoint`.
+        tell_horizon: give the rule the length of the episode.
+    """
+
+    name: ClassVar[str] = "tbptt"
+
+    unroll: int = 20
+    second_derivatives: bool = False
+    tell_horizon: bool = False
+
+    def __post_init__(self) -> None:
+        if self.unroll < 1:
+            raise ValueError(f"unroll must be at least 1 but is {self.unroll}")
+
+    def estimate(
+        self, rule: UpdateRule, weights: Weights, worker: Worker, meta_loss: MetaLoss
+    ) -> Estimate:
+        """See `GradientEstimator`. A window with a non-finite loss ends the episode."""
+        start = worker.current(rule).step
+        length = min(self.unroll, worker.stop_at - start)
+        grads, losses = self._window(rule, weights, worker, meta_loss, length)
+        finite = torch.isfinite(losses).all(0)
+        healthy = bool(finite.all()) and all(bool(g.isfinite().all()) for g in grads.values())
+        if not healthy:
+            worker.abandon()
+            grads = {key: torch.zeros_like(value) for key, value in weights.items()}
+        return Estimate(
+            grads=grads,
+            meta_loss=float(meta_loss(losses).mean()),
+            inner_steps=losses.numel(),
+            coordinate_steps=losses.numel() * worker.layout.coordinates,
+            non_finite=0 if healthy else max(1, int((~finite).sum())),
+            stats={"last_loss": float(losses[-1].mean())},
+        )
+
+    @torch.no_grad()
+    def _window(
+        self, rule: UpdateRule, weights: Weights, worker: Worker, meta_loss: MetaLoss, length: int
+    ) -> tuple[Weights, Tensor]:
+        told = worker.total_steps if self.tell_horizon else None
+        carries = [worker.current(rule)]
+        for _ in range(length):
+            carry = advance(rule, weights, worker.runs, worker.layout, carries[-1], told)
+            carries.append(carry)
+        worker.carry = carries[-1]
+        losses = torch.stack([carry.loss for carry in carries[1:]])
+        step_weights = meta_loss.step_weights(losses) / losses[0].numel()
+        if self.second_derivatives:
+            return window_gradient(
+                rule, weights, worker.runs, worker.layout, carries, step_weights, told
+            ), losses
+        grads = torch.stack([carry.grad for carry in carries])
+        recording = Recording(
+            grads=grads[:-1],
+            params=torch.stack([carry.theta for carry in carries[:-1]]),
+            cotangents=cotangents(step_weights, grads[1:]),
+            state=carries[0].state,
+            layout=worker.layout,
+            first_step=carries[0].step + 1,
+            total_steps=told,
+        )
+        return replay(rule, weights, recording), losses

@@ -1,0 +1,70 @@
+"""Meta-losses: what a window of inner losses is worth. The registry is `META_LOSSES`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MetaLoss(ABC):
+    """A differentiable function of the inner losses of a window."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def __call__(self, losses: Tensor) -> Tensor:
+        """`(T, *lead)`, the losses after each of T steps -> `(*lead)`."""
+
+    def step_weights(self, losses: Tensor) -> Tensor:
+        """`d meta-loss / d losses`, `(T, *lead)`: the weight of each step's gradient."""
+        leaf = losses.detach().requires_grad_()
+        with torch.enable_grad():
+            (weights,) = torch.autograd.grad(self(leaf).sum(), leaf)
+        return weights
+
+
+@dataclass(frozen=True)
+class Sum(MetaLoss):
+    """The sum over the window, the paper's choice (equation 3 with w_t = 1)."""
+
+    name: ClassVar[str] = "sum"
+
+    def __call__(self, losses: Tensor) -> Tensor:
+        """See `MetaLoss`."""
+        return losses.sum(0)
+
+
+@dataclass(frozen=True)
+class Final(MetaLoss):
+    """The last loss of the window only (the paper's equation 2, cut to a window)."""
+
+    name: ClassVar[str] = "final"
+
+    def __call__(self, losses: Tensor) -> Tensor:
+        """See `MetaLoss`."""
+        return losses[-1]
+
+
+@dataclass(frozen=True)
+class Log(MetaLoss):
+    """The mean logarithm over the window: every task and phase counts by ratios.
+
+    Args:
+        floor: added to the loss, so that a solved task stops to dominate.
+    """
+
+    name: ClassVar[str] = "log"
+
+    floor: float = 1e-8
+
+    def __call__(self, losses: Tensor) -> Tensor:
+        """See `MetaLoss`."""
+        return (losses + self.floor).log().mean(0)
+
+
+META_LOSSES: dict[str, type[MetaLoss]] = {loss.name: loss for loss in (Sum, Final, Log)}

@@ -1,0 +1,202 @@
+"""The outer loop: meta-gradients in, better meta-parameters out, killable at any moment."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learned_optim.meta_training import checkpoint, parallel
+from learned_optim.meta_training.curriculum import Stages
+from learned_optim.meta_training.estimators import Estimate
+from learned_optim.meta_training.recipe import Outer, Recipe, TaskEntry
+from learned_optim.meta_training.seeding import generator
+from learned_optim.meta_training.truncation import Worker
+from learned_optim.meta_training.validation import Result, Validator
+from learned_optim.rules import Weights
+
+
+def learning_rate(outer: Outer, step: int) -> float:
+    """The rate of outer step `step` (from 0): linear warm-up, then a cosine to `final_lr`."""
+    warmup = min(1.0, (step + 1) / outer.warmup) if outer.warmup else 1.0
+    cosine = (1 + math.cos(math.pi * step / outer.steps)) / 2
+    return outer.lr * warmup * (outer.final_lr + (1 - outer.final_lr) * cosine)
+
+
+class MetaTrainer:
+    """The state of a meta-training run and its single step.
+
+    Everything that the next step depends on is in `state_dict`: the meta-parameters, the outer
+    optimizer, the workers with their unrolls and generators, the curriculum, the best validation
+    so far.
+
+    Under torchrun every process holds a trainer; each advances its own workers only, and all make
+    the same update (`parallel`).
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.rule = recipe.rule
+        self.weights: Weights = {
+            key: value.requires_grad_()
+            for key, value in self.rule.init_weights(generator("weights", recipe.seed)).items()
+        }
+        self.optimizer = getattr(torch.optim, recipe.outer.optimizer)(
+            list(self.weights.values()), lr=recipe.outer.lr
+        )
+        self.entries = [entry for entry in recipe.tasks for _ in range(entry.workers)]
+        self.workers = [
+            Worker(
+                entry.family, entry.runs, recipe.horizon, recipe.seed, index, stagger=recipe.stagger
+            )
+            for index, entry in enumerate(self.entries)
+        ]
+        self.validator = Validator(recipe.tasks, recipe.validation)
+        self.stages = Stages(recipe.curriculum)
+        self._grow()
+        self.step_count = 0
+        self.seconds = 0.0
+        self.averaged = self.snapshot()
+        self.best_score = math.inf
+        self.best_step = -1
+        self.best_weights = self.snapshot()
+        self.history: list[dict[str, float]] = []
+
+    def snapshot(self) -> Weights:
+        """A detached copy of the meta-parameters."""
+        return {key: value.detach().clone() for key, value in self.weights.items()}
+
+    def start_from(self, weights: Weights) -> None:
+        """Begin at these meta-parameters instead of those drawn.
+
+        Raises:
+            ValueError: if they are not this rule's.
+        """
+        shapes = {key: tuple(value.shape) for key, value in weights.items()}
+        if shapes != self.rule.weight_shapes():
+            raise ValueError("the weights to start from belong to a rule of another shape")
+        with torch.no_grad():
+            for key, value in self.weights.items():
+                value.copy_(weights[key])
+        self.averaged, self.best_weights = self.snapshot(), self.snapshot()
+
+    def _grow(self) -> None:
+        for worker in self.workers:
+            worker.growth = self.stages.factor
+
+    def step(self) -> list[tuple[TaskEntry, Estimate]]:
+        """One update of the meta-parameters; returns what each worker contributed."""
+        detached = {key: value.detach() for key, value in self.weights.items()}
+        meta_loss = self.recipe.meta_loss
+        mine = parallel.mine(len(self.workers))
+        estimates = [
+            self.recipe.estimator.estimate(self.rule, detached, self.workers[index], meta_loss)
+            for index in mine
+        ]
+        for value, grad in zip(self.weights.values(), self._gradient(estimates), strict=True):
+            value.grad = grad
+        limit = self.recipe.outer.clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(list(self.weights.values()), limit)
+        for estimate in estimates[:1]:
+            estimate.stats["grad_norm"] = float(norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe.outer, self.step_count)
+        self.optimizer.step()
+        self._average()
+        self.step_count += 1
+        return [(self.entries[index], e) for index, e in zip(mine, estimates, strict=True)]
+
+    def _gradient(self, estimates: list[Estimate]) -> list[Tensor]:
+        """The mean over all workers of all processes, weighted by family."""
+        total = sum(entry.weight for entry in self.entries)
+        sums = [torch.zeros_like(value) for value in self.weights.values()]
+        for index, estimate in zip(parallel.mine(len(self.workers)), estimates, strict=True):
+            for place, key in enumerate(self.weights):
+                sums[place] += self.entries[index].weight / total * estimate.grads[key]
+        return parallel.add_up(sums)
+
+    def _average(self) -> None:
+        # min(): a running mean over the first steps, so that the start is forgotten soon.
+        keep = min(self.recipe.outer.ema, (self.step_count + 1) / (self.step_count + 10))
+        keep = keep if self.recipe.outer.ema else 0.0
+        for key, value in self.weights.items():
+            self.averaged[key] = torch.lerp(value.detach(), self.averaged[key], keep)
+
+    def validate(self) -> dict[str, float]:
+        """Score the (averaged) meta-parameters on the fixed optimizees; keep them if best.
+
+        The curriculum takes note. The processes share the work.
+        """
+        cells = self.validator.cells()
+        done = [
+            self.validator.evaluate(self.rule, self.averaged, *cells[index])
+            for index in parallel.mine(len(cells))
+        ]
+        results = parallel.interleave(done)
+        score = self.validator.score(results)
+        if score < self.best_score:
+            self.best_score, self.best_step = score, self.step_count
+            self.best_weights = {key: value.clone() for key, value in self.averaged.items()}
+        self.stages.see(score)
+        self._grow()
+        self.history.append(self._row(score, results))
+        return self.history[-1]
+
+    def _row(self, score: float, results: list[Result]) -> dict[str, float]:
+        row = {
+            "step": float(self.step_count),
+            "score": score,
+            "seconds": self.seconds,
+            "horizon_factor": self.stages.factor,
+        }
+        for result in results:
+            name = f"{self.recipe.tasks[result.family].label}_{result.family}@{result.steps}"
+            row[f"{name}/value"] = result.value
+            row[f"{name}/final"] = float(result.curve[-1].mean())
+            row[f"{name}/sum"] = float(result.curve[1:].sum(0).mean())
+        return row
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything; see the class. Under torchrun all processes must call it together."""
+        mine = [self.workers[index].state_dict() for index in parallel.mine(len(self.workers))]
+        return {
+            "weights": self.snapshot(),
+            "averaged": self.averaged,
+            "optimizer": self.optimizer.state_dict(),
+            "workers": parallel.interleave(mine),
+            "curriculum": self.stages.state_dict(),
+            "step": self.step_count,
+            "seconds": self.seconds,
+            "best": {
+                "score": self.best_score,
+                "step": self.best_step,
+                "weights": self.best_weights,
+            },
+            "history": self.history,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, by as many processes as there are now.
+
+        Raises:
+            checkpoint.CheckpointError: if the checkpoint belongs to another rule or task list.
+        """
+        shapes = {key: tuple(value.shape) for key, value in state["weights"].items()}
+        if shapes != self.rule.weight_shapes() or len(state["workers"]) != len(self.workers):
+            raise checkpoint.CheckpointError(
+                "the checkpoint was made by a recipe with another rule or other tasks"
+            )
+        with torch.no_grad():
+            for key, value in self.weights.items():
+                value.copy_(state["weights"][key])
+        self.averaged = state["averaged"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for worker, saved in zip(self.workers, state["workers"], strict=True):
+            worker.load_state_dict(saved, self.rule)
+        self.stages.load_state_dict(state["curriculum"])
+        self._grow()
+        self.step_count, self.seconds = state["step"], state["seconds"]
+        self.best_score, self.best_step = state["best"]["score"], state["best"]["step"]
+        self.best_weights, self.history = state["best"]["weights"], state["history"]

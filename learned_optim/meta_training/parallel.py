@@ -1,0 +1,76 @@
+"""Several processes, one meta-training run: who does what, and how results meet.
+
+Under torchrun each process takes every WORLD-th worker. An outer step sends one vector of the
+length of the meta-parameters (all-reduce); everything else is a function of the recipe and stays
+where it is, so all processes hold the same meta-parameters without ever sending them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """Number of this process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def mine(count: int) -> range:
+    """The indices below `count` that this process takes care of."""
+    return range(rank(), count, world())
+
+
+@contextmanager
+def group() -> Iterator[None]:
+    """Join the processes that torchrun started, if it did."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def add_up(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Sum each tensor over the processes, in one message."""
+    if world() == 1:
+        return list(tensors)
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def interleave(items: Sequence[T]) -> list[T]:
+    """All processes' items in the order of the indices that `mine` dealt out."""
+    if world() == 1:
+        return list(items)
+    everyone: list[list[T]] = [[] for _ in range(world())]
+    dist.all_gather_object(everyone, list(items))
+    longest = max(len(theirs) for theirs in everyone)
+    return [theirs[i] for i in range(longest) for theirs in everyone if i < len(theirs)]
+
+
+def any_of(flag: bool) -> bool:
+    """Whether any process says so: all then stop at the same step."""
+    if world() == 1:
+        return flag
+    votes = torch.tensor(float(flag))
+    dist.all_reduce(votes)
+    return bool(votes > 0)

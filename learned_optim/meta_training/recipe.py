@@ -1,0 +1,289 @@
+"""Recipes: everything that determines a meta-training run, as frozen dataclasses, read from TOML.
+
+The tables of a recipe that name an entry of a registry (`[rule]`, `[[tasks]]`, `[estimator]`, ...)
+hold `name` and the fields of that entry's dataclass. Unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from learned_optim.meta_training.estimators import ESTIMATORS, GradientEstimator
+from learned_optim.meta_training.estimators.tbptt import TBPTT
+from learned_optim.meta_training.meta_loss import META_LOSSES, MetaLoss, Sum
+from learned_optim.meta_training.truncation import HORIZONS, Constant, Horizon
+from learned_optim.rules import RULES, UpdateRule
+from learned_optim.tasks import TASK_FAMILIES
+from learned_optim.tasks.augment import AUGMENTATIONS
+from learned_optim.tasks.base import TaskFamily
+from learned_optim.tasks.splits import check_trainable
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+T = TypeVar("T")
+SCORES = ("loss", "log_adam")
+
+
+class RecipeError(ValueError):
+    """A recipe that can not be used; the message names the key, the value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A family that meta-training samples.
+
+    Attributes:
+        family: the task family with its config.
+        runs: optimizees trained side by side, all of one structure.
+        workers: streams of such runs, each with structures of its own.
+        weight: factor on this family's meta-gradient.
+
+    Raises:
+        ValueError: if the family can sample tasks of the meta-test set.
+    """
+
+    family: TaskFamily
+    runs: int = 1
+    workers: int = 1
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.runs < 1 or self.workers < 1 or self.weight <= 0:
+            raise ValueError(f"runs >= 1, workers >= 1 and weight > 0 expected: {self}")
+        check_trainable(self.family)
+
+    @property
+    def label(self) -> str:
+        """What logs call it."""
+        return self.family.name
+
+
+@dataclass(frozen=True)
+class Outer:
+    """The outer loop.
+
+    Attributes:
+        steps: updates of the meta-parameters.
+        optimizer: a class of torch.optim.
+        lr: its learning rate.
+        final_lr: fraction of `lr` that a cosine reaches at the last step; 1 keeps it constant.
+        warmup: steps over which the rate rises linearly.
+        clip: largest norm of the meta-gradient; 0 does not clip.
+        ema: decay of the running mean of the meta-parameters that is validated and exported in
+            their place; 0 keeps none.
+    """
+
+    steps: int = 1000
+    optimizer: str = "Adam"
+    lr: float = 3e-3
+    final_lr: float = 1.0
+    warmup: int = 0
+    clip: float = 0.0
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.lr <= 0 or self.clip < 0 or self.warmup < 0:
+            raise ValueError(f"steps >= 1, lr > 0, clip >= 0, warmup >= 0 expected: {self}")
+        if not 0 <= self.final_lr <= 1 or not 0 <= self.ema < 1:
+            raise ValueError(f"final_lr in [0, 1] and ema in [0, 1) expected: {self}")
+        if not issubclass(getattr(torch.optim, self.optimizer, object), torch.optim.Optimizer):
+            raise ValueError(f"optimizer must be a class of torch.optim but is {self.optimizer!r}")
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Longer episodes once the shorter ones are learned (Chen et al. 2020).
+
+    The drawn horizon is multiplied by the factor of the current stage. A stage ends when
+    `patience` validations in a row have not improved on the stage's best, and only if the stage
+    has improved on the best of the stages before; otherwise the horizon has stopped to pay.
+
+    Attributes:
+        factors: one for each stage, rising.
+        patience: validations without improvement that end a stage.
+    """
+
+    factors: tuple[float, ...] = (1.0,)
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factors", tuple(float(factor) for factor in self.factors))
+        if not self.factors or list(self.factors) != sorted(self.factors) or self.factors[0] <= 0:
+            raise ValueError(f"factors must be positive and rising but are {self.factors}")
+        if self.patience < 1:
+            raise ValueError(f"patience must be at least 1 but is {self.patience}")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Fixed optimizees that choose the checkpoint to keep.
+
+    Attributes:
+        every: outer steps between two validations.
+        runs: optimizees of each family.
+        steps: inner steps of each.
+        lengths: horizons to validate at, as multiples of `steps`: a rule that is good at the
+            horizon it was trained at often fails beyond it.
+        tail: the mean loss over this last fraction of the steps counts (1: all of them).
+        score: "loss": that mean. "log_adam": its logarithm relative to the best of a grid of
+            Adam's rates on the same optimizees, which puts families on one scale.
+        worst: the score is the mean over families and lengths plus `worst` times their maximum.
+        tell_horizon: tell the rule the horizon.
+    """
+
+    every: int = 100
+    runs: int = 16
+    steps: int = 100
+    lengths: tuple[float, ...] = (1.0,)
+    tail: float = 0.05
+    score: str = "loss"
+    worst: float = 0.0
+    tell_horizon: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lengths", tuple(float(length) for length in self.lengths))
+        if self.every < 1 or self.runs < 1 or self.steps < 1:
+            raise ValueError(f"every, runs and steps must be at least 1: {self}")
+        if not 0 < self.tail <= 1:
+            raise ValueError(f"tail must be in (0, 1] but is {self.tail}")
+        if not self.lengths or min(self.lengths) <= 0 or self.worst < 0:
+            raise ValueError(f"lengths > 0 and worst >= 0 expected: {self}")
+        if self.score not in SCORES:
+            raise ValueError(f"score must be one of {SCORES} but is {self.score!r}")
+
+    def horizons(self) -> list[int]:
+        """Inner steps of each length."""
+        return [max(1, round(self.steps * length)) for length in self.lengths]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole meta-training run.
+
+    Attributes:
+        name: of the rule that comes out.
+        seed: of everything random.
+        rule: the rule with its config.
+        tasks: the families sampled.
+        estimator: of the meta-gradient.
+        meta_loss: of a window.
+        horizon: length of an episode.
+        curriculum: how it grows.
+        outer: the outer loop.
+        validation: how the checkpoint is chosen.
+        start: folder of weights to start from, relative to the recipe; drawn afresh without.
+        stagger: see `truncation.Worker`.
+        checkpoint_minutes: time between two checkpoints.
+    """
+
+    name: str
+    rule: UpdateRule
+    tasks: tuple[TaskEntry, ...]
+    seed: int = 0
+    estimator: GradientEstimator = field(default_factory=TBPTT)
+    meta_loss: MetaLoss = field(default_factory=Sum)
+    horizon: Horizon = field(default_factory=Constant)
+    curriculum: Curriculum = field(default_factory=Curriculum)
+    outer: Outer = field(default_factory=Outer)
+    validation: Validation = field(default_factory=Validation)
+    start: str = ""
+    stagger: bool = False
+    checkpoint_minutes: float = 1.0
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Parse a TOML recipe.
+
+    Raises:
+        RecipeError: if the file can not be read or parsed, or a key or a value is not allowed.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"can not read the recipe {path}: {error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}") from error
+    return parse_recipe(table)
+
+
+def parse_recipe(table: Mapping[str, Any]) -> Recipe:
+    """Build a recipe from the parsed TOML; see `read_recipe`."""
+    registries: dict[str, Mapping[str, type]] = {
+        "rule": RULES,
+        "estimator": ESTIMATORS,
+        "meta_loss": META_LOSSES,
+        "horizon": HORIZONS,
+    }
+    values: dict[str, Any] = dict(table)
+    for key, registry in registries.items():
+        if key in values:
+            values[key] = _build_named(key, registry, values[key])
+    for key, cls in (("outer", Outer), ("validation", Validation), ("curriculum", Curriculum)):
+        if key in values:
+            values[key] = build(key, cls, values[key])
+    if "tasks" in values:
+        values["tasks"] = tuple(_build_task(entry) for entry in values["tasks"])
+    return build("recipe", Recipe, values)
+
+
+def _build_task(entry: Mapping[str, Any]) -> TaskEntry:
+    values = dict(entry)
+    own = {f.name for f in dataclasses.fields(TaskEntry)} - {"family"}
+    taken = {key: values.pop(key) for key in own & set(values)}
+    if "family" not in values:
+        raise RecipeError("each [[tasks]] needs `family`")
+    values["name"] = values.pop("family")
+    augmentations = values.pop("augment", [])
+    family: TaskFamily = _build_named("tasks", TASK_FAMILIES, values)
+    for table in augmentations:
+        if not isinstance(table, Mapping):
+            raise RecipeError(f"[[tasks]] augment must be a list of tables but has {table!r}")
+        family = _build_named("tasks augment", AUGMENTATIONS, {**table, "family": family})
+    return build("tasks", TaskEntry, {"family": family, **taken})
+
+
+def _build_named(where: str, registry: Mapping[str, type[T]], table: Mapping[str, Any]) -> T:
+    values = dict(table)
+    name = values.pop("name", None)
+    if name not in registry:
+        raise RecipeError(f"[{where}] name = {name!r} is unknown{_nearest(str(name), registry)}")
+    return build(f"{where} {name}", registry[name], values)
+
+
+def build(where: str, cls: type[T], values: Mapping[str, Any]) -> T:
+    """Construct a dataclass from a table, refusing unknown keys with the nearest known one."""
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key, value in values.items():
+        if key not in known:
+            raise RecipeError(f"[{where}] has no key {key!r}{_nearest(key, known)}")
+        _check_type(where, known[key], value)
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"[{where}]: {error}") from error
+
+
+def _check_type(where: str, known: dataclasses.Field[Any], value: Any) -> None:  # noqa: ANN401
+    allowed = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+    types = allowed.get(str(known.type))
+    if types is None:
+        return
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise RecipeError(f"[{where}] {known.name} must be of type {known.type} but is {value!r}")
+
+
+def _nearest(key: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"

@@ -1,0 +1,109 @@
+"""From a recipe file to a folder with weights, metrics, curves and a model card."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from learned_optim.meta_training import checkpoint, parallel
+from learned_optim.meta_training.loop import Log, train
+from learned_optim.meta_training.model_card import render
+from learned_optim.meta_training.outer_loop import MetaTrainer
+from learned_optim.meta_training.picture import draw
+from learned_optim.meta_training.recipe import read_recipe
+from learned_optim.weights import LoadedRule, in_memory, load_folder, save_folder
+
+
+def run(
+    recipe: str | Path,
+    *,
+    output: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> LoadedRule:
+    """Meta-train as the recipe says; the folder then holds the rule of the best validation.
+
+    Args:
+        recipe: path of the TOML file.
+        output: folder of the run, `runs/<name>` by default: `checkpoint.pt` and TensorBoard's
+            events on the way; `model.safetensors`, `config.json`, `recipe.toml`, `metrics.json`,
+            `curves.png` and a model card at the end.
+        resume: go on from the checkpoint in `output`, bit for bit, instead of starting.
+        progress: show a progress bar.
+
+    Returns:
+        The rule that was written.
+
+    Raises:
+        RecipeError: for a recipe that can not be used.
+        CheckpointError: if there is a checkpoint and `resume` is not given, if there is none and
+            it is, or if one can not be read or written.
+    """
+    recipe, folder = Path(recipe), output_folder(recipe, output)
+    trainer = MetaTrainer(read_recipe(recipe))
+    path = folder / "checkpoint.pt"
+    if resume:
+        trainer.load_state_dict(checkpoint.load(path))
+        if parallel.rank() == 0:
+            checkpoint.sweep(path)
+    elif trainer.recipe.start:
+        trainer.start_from(load_folder(recipe.parent / trainer.recipe.start).weights)
+    if path.exists() and not resume:
+        raise checkpoint.CheckpointError(
+            f"{path} exists: pass --resume to go on with it, or another --output to start afresh"
+        )
+    with _log(folder, trainer.step_count) as log:
+        train(trainer, folder, log, progress=progress)
+    if parallel.rank() != 0:
+        return in_memory(trainer.rule, trainer.best_weights, name=trainer.recipe.name)
+    return export(trainer, recipe, folder)
+
+
+def output_folder(recipe: str | Path, output: str | Path | None) -> Path:
+    """`output`, or `runs/<name of the recipe>`."""
+    return Path(output) if output is not None else Path("runs") / read_recipe(recipe).name
+
+
+@contextlib.contextmanager
+def _log(folder: Path, step: int) -> Iterator[Log]:
+    """TensorBoard's events in `folder`, of the first process alone."""
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    if parallel.rank() != 0:
+        yield _Silent()
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with SummaryWriter(str(folder), purge_step=step) as writer:
+        yield writer
+
+
+class _Silent:
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        pass
+
+
+def export(trainer: MetaTrainer, recipe: Path, folder: Path) -> LoadedRule:
+    """Write the best rule so far with its recipe, its metrics and, if there is none, its card."""
+    loaded = save_folder(folder, trainer.rule, trainer.best_weights, name=trainer.recipe.name)
+    if recipe.resolve() != (folder / "recipe.toml").resolve():
+        shutil.copyfile(recipe, folder / "recipe.toml")
+    metrics = {
+        "validation": {
+            "score": trainer.best_score,
+            "outer_step": trainer.best_step,
+            "history": trainer.history,
+        },
+        "outer_steps": trainer.step_count,
+        "hours": trainer.seconds / 3600,
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    draw(trainer.history, trainer.recipe.name, folder / "curves.png")
+    card = folder / "README.md"
+    # A card that is there may hold limits and figures of benchmarks, which nobody here knows.
+    if not card.exists():
+        text = render(trainer.recipe.name, trainer.rule, "recipe.toml", metrics)
+        card.write_text(text, encoding="utf-8")
+    return loaded

@@ -1,0 +1,266 @@
+"""The inner loop: runs of one task, trained by a rule, as pure functions of tensors.
+
+A `Carry` holds runs that differ only in tensors: leading dimensions `*lead` are `(R,)` for R runs
+under one set of weights, or `(R, K)` for K perturbed sets of weights on each of R runs. The same
+`advance` serves every caller: without grad (validation, evolution strategies, the first pass of
+truncated backpropagation) and with it (second derivatives, references).
+
+Time: `f_t` is the loss on the minibatch of step t. A carry at time t holds `theta_t` together with
+`f_t(theta_t)` and its gradient, so that `advance` costs one evaluation: it applies the rule to the
+gradient, then evaluates `f_{t+1}(theta_{t+1})`. The meta-loss of a window is then a function of
+`f_1(theta_1), ..., f_T(theta_T)`, the paper's sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from learned_optim.matrices import as_matrix
+from learned_optim.meta_training import fused
+from learned_optim.rules import Clock, Coordinates, State, UpdateRule, Weights
+from learned_optim.tasks.base import Batch, Params, Split, Task
+
+
+class Layout:
+    """Where each parameter's coordinates lie in the flat vector of all of them.
+
+    The rule moves all parameters of an optimizee in one call: most optimizees here are small, and
+    the overhead of a call for each tensor would dominate. What a rule does once for each tensor
+    (sums, control) is done for the segments of the vector.
+    """
+
+    def __init__(self, rule: UpdateRule, params: Params, lead: int) -> None:
+        self.names = tuple(params)
+        self.shapes = tuple(tuple(params[name].shape[lead:]) for name in self.names)
+        self.sizes = tuple(math.prod(shape) for shape in self.shapes)
+        example = params[self.names[0]]
+        self.facts = example.new_tensor([rule.describe(shape) for shape in self.shapes]).mT
+        self._segment = torch.repeat_interleave(
+            torch.arange(len(self.sizes)), torch.tensor(self.sizes)
+        ).to(example.device)
+
+    @property
+    def coordinates(self) -> int:
+        """N."""
+        return sum(self.sizes)
+
+    def join(self, params: Params) -> Tensor:
+        """`(*lead, *shape)` each -> `(*lead, N)`."""
+        flat = [
+            value.flatten(value.dim() - len(shape)) if shape else value.unsqueeze(-1)
+            for value, shape in (
+                (params[n], s) for n, s in zip(self.names, self.shapes, strict=True)
+            )
+        ]
+        return torch.cat(flat, dim=-1)
+
+    def split(self, joined: Tensor) -> Params:
+        """Inverse of `join`; views."""
+        return {
+            name: part.reshape(*part.shape[:-1], *shape)
+            for name, shape, part in zip(
+                self.names, self.shapes, joined.split(self.sizes, dim=-1), strict=True
+            )
+        }
+
+    def summarize(self, rule: UpdateRule, coords: Coordinates, state: State) -> Tensor:
+        """`rule.summarize` of each tensor, `(*lead, K, T)`."""
+        if not rule.summary_size:
+            return coords.grad.new_zeros((*coords.grad.shape[:-1], 0, len(self.sizes)))
+        grads, params = (x.split(self.sizes, dim=-1) for x in coords)
+        states = {key: value.split(self.sizes, dim=-1) for key, value in state.items()}
+        parts = [
+            rule.summarize(Coordinates(grads[i], params[i]), {k: v[i] for k, v in states.items()})
+            for i in range(len(self.sizes))
+        ]
+        return torch.stack(parts, dim=-1)
+
+    def spread(self, signals: Tensor) -> Tensor:
+        """A column a tensor -> one that broadcasts over its coordinates, `(*lead, M, N or 1)`."""
+        if not signals.shape[-2] or signals.shape[-1] == 1:
+            return signals[..., :1]
+        return signals.index_select(-1, self._segment)
+
+    def finish(self, rule: UpdateRule, step: Tensor, signals: Tensor) -> Tensor:
+        """`rule.finish` of each tensor that asks for it."""
+        if not any(rule.finishes(shape) for shape in self.shapes):
+            return step
+        parts = list(step.split(self.sizes, dim=-1))
+        for index, shape in enumerate(self.shapes):
+            if rule.finishes(shape):
+                matrix = parts[index].unflatten(-1, as_matrix(shape))
+                parts[index] = rule.finish(matrix, signals[..., index]).flatten(-2)
+        return torch.cat(parts, dim=-1)
+
+
+class Carry(NamedTuple):
+    """Runs at time t.
+
+    Attributes:
+        theta: `theta_t`, `(*lead, N)`.
+        grad: gradient of `f_t` at `theta_t`, likewise.
+        loss: `f_t(theta_t)`, `(*lead)`.
+        state: the rule's state; entries `(*lead, rows, N)` or, per tensor, `(*lead, rows, T)`.
+        step: t, the number of updates made.
+        batch: the minibatch of `f_t`.
+    """
+
+    theta: Tensor
+    grad: Tensor
+    loss: Tensor
+    state: State
+    step: int
+    batch: Batch
+
+
+class Runs:
+    """R runs of one task: constants, minibatches, and the vectorised loss.
+
+    Each run draws from a generator of its own, so a run is the same whatever runs beside it.
+
+    Args:
+        task: the common structure.
+        seeds: one for each run.
+        perturbations: K, or 0 without that dimension; the K share constants and minibatches
+            (common random numbers).
+        split: which data the minibatches come from.
+        device: where everything lives; the generators stay on the CPU, so that a run is the
+            same on every device.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        seeds: Sequence[int],
+        perturbations: int = 0,
+        split: Split = "train",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.task = task
+        self.split: Split = split
+        self.perturbations = perturbations
+        self.device = torch.device(device)
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        starts = [task.init(generator) for generator in self.generators]
+        self.initial = self._stack([params for params, _ in starts])
+        self.constants = self._stack([constants for _, constants in starts])
+        evaluate = torch.func.grad_and_value(task.loss)
+        if perturbations:
+            evaluate = torch.func.vmap(evaluate, in_dims=(0, None))
+        self._evaluate: Callable[[Params, Batch], tuple[Params, Tensor]] = torch.func.vmap(evaluate)
+        self._curve = torch.func.vmap(self._hessian_product)
+
+    def _stack(self, items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {key: torch.stack([item[key] for item in items]).to(self.device) for key in items[0]}
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The leading dimensions."""
+        runs = len(self.generators)
+        return (runs, self.perturbations) if self.perturbations else (runs,)
+
+    def start(self) -> Params:
+        """The initial parameters, `(*lead, *shape)` each."""
+        if not self.perturbations:
+            return self.initial
+        return {
+            key: value.unsqueeze(1).expand(-1, self.perturbations, *value.shape[1:]).contiguous()
+            for key, value in self.initial.items()
+        }
+
+    def next_batch(self) -> Batch:
+        """The minibatch of the next step, `(R, ...)`, with the constants of each run."""
+        batches = [self.task.batch(generator, self.split) for generator in self.generators]
+        return self.constants | self._stack(batches)
+
+    def _hessian_product(self, params: Params, batch: Batch, vector: Params) -> Params:
+        gradient = torch.func.grad(self.task.loss)
+        pull_back = torch.func.vjp(lambda point: gradient(point, batch), params)[1]
+        return pull_back(vector)[0]
+
+    def hessian_product(self, params: Params, batch: Batch, vector: Params) -> Params:
+        """Each run's Hessian times `vector`, `(R, *shape)` each; not for perturbed weights."""
+        return self._curve(params, batch, vector)
+
+    def evaluate(self, params: Params, batch: Batch) -> tuple[Params, Tensor]:
+        """Gradients `(*lead, *shape)` and losses `(*lead)`."""
+        return self._evaluate(params, batch)
+
+
+def begin(rule: UpdateRule, runs: Runs) -> tuple[Layout, Carry]:
+    """The carry at time 0: initial parameters, first loss and gradient, zero state."""
+    params = runs.start()
+    layout = Layout(rule, params, len(runs.lead))
+    batch = runs.next_batch()
+    grads, loss = runs.evaluate(params, batch)
+    theta = layout.join(params)
+    state = initial_state(rule, theta, layout)
+    return layout, Carry(theta, layout.join(grads), loss, state, 0, batch)
+
+
+def initial_state(rule: UpdateRule, theta: Tensor, layout: Layout) -> State:
+    """Zeros in the compute dtype, for every run, as `rule.init_state` has them for a tensor."""
+    columns = {"coordinate": theta.shape[-1], "tensor": len(layout.sizes)}
+    return {
+        key: theta.new_zeros((*theta.shape[:-1], spec.rows, columns[spec.per]))
+        for key, spec in rule.state_spec.items()
+    }
+
+
+def apply_rule(
+    rule: UpdateRule,
+    weights: Weights,
+    layout: Layout,
+    coords: Coordinates,
+    state: State,
+    clock: Clock,
+) -> tuple[Tensor, State]:
+    """All three stages of the rule: the step `(*lead, N)` and the new state."""
+    compiled = fused.step(rule, weights, coords.grad, state)
+    if compiled is not None:
+        return compiled
+    per_tensor = {key: state[key] for key in rule.keys_per("tensor")}
+    per_coordinate = {key: state[key] for key in rule.keys_per("coordinate")}
+    sums = layout.summarize(rule, coords, per_coordinate)
+    signals, per_tensor = rule.control(sums, layout.facts, per_tensor, clock, weights)
+    step, per_coordinate = rule.update(coords, per_coordinate, layout.spread(signals), weights)
+    step = layout.finish(rule, step, signals)
+    return step, per_tensor | per_coordinate
+
+
+def advance(
+    rule: UpdateRule,
+    weights: Weights,
+    runs: Runs,
+    layout: Layout,
+    carry: Carry,
+    total_steps: int | None = None,
+    *,
+    second_derivatives: bool = False,
+) -> Carry:
+    """One inner step: the rule's update, then the loss and gradient on the next minibatch.
+
+    Differentiable in `weights`, through parameters and state; with `second_derivatives` also
+    through what the rule sees of them, gradients above all (the paper drops that term).
+    """
+    clock = make_clock(carry.step + 1, total_steps, layout, carry.loss)
+    coords = Coordinates(carry.grad, carry.theta)
+    if not second_derivatives:
+        coords = Coordinates(carry.grad.detach(), carry.theta.detach())
+    step, state = apply_rule(rule, weights, layout, coords, carry.state, clock)
+    theta = carry.theta + step
+    batch = runs.next_batch()
+    grads, loss = runs.evaluate(layout.split(theta), batch)
+    return Carry(theta, layout.join(grads), loss, state, carry.step + 1, batch)
+
+
+def make_clock(step: int, total_steps: int | None, layout: Layout, like: Tensor) -> Clock:
+    """The clock of update number `step`, the same for all tensors."""
+    tensors = (len(layout.sizes),)
+    total = None if total_steps is None else like.new_full(tensors, float(total_steps))
+    return Clock(like.new_full(tensors, float(step)), total)
