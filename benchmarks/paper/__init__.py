@@ -1,0 +1,1 @@
+"""Figures of "Learning to learn by gradient descent by gradient descent", rebuilt."""

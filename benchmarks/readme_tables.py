@@ -1,0 +1,170 @@
+"""The README's tables, from the committed results: no number gets there by hand.
+
+    python -m benchmarks.readme_tables            write them
+    python -m benchmarks.readme_tables --check    exit with 1 if they are not up to date
+
+Reads `benchmarks/results/*.json`. Two kinds of files have a table: comparisons of
+`benchmarks.paper` (they hold `cases`) and the demo's (they hold `networks`); others are left to
+their own scripts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.baselines import BASELINES
+from benchmarks.results import RESULTS
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+BEGIN = "<!-- results: begin (written by `make readme`, do not edit) -->"
+END = "<!-- results: end -->"
+NOTHING = "None yet: a table appears here when a result file of a trained rule is committed."
+
+
+def number(value: float | None) -> str:
+    """Three digits; None, in result files, is a loss that was not finite."""
+    return "diverged" if value is None else f"{value:.3g}"
+
+
+def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table, the first column to the left, the others to the right."""
+    header = list(header)
+    rule = [":--", *["--:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
+
+
+def provenance(content: Mapping[str, Any], file: str) -> str:
+    """Where the numbers come from, as the result file says."""
+    link = f"[`{file}`](benchmarks/results/{file})"
+    parts = [link]
+    if "command" in content:
+        parts.append(f"`{content['command']}`")
+    versions = content.get("versions", {})
+    if "torch" in versions:
+        parts.append(f"torch {versions['torch']}")
+    if "processor" in content.get("hardware", {}):
+        parts.append(content["hardware"]["processor"])
+    return "<sub>" + ", ".join(parts) + "</sub>"
+
+
+def paper_ratio(case: Mapping[str, Any], stated: float | None) -> float | None:
+    """The learned loss over the best baseline's in the paper's figure, where it shows them."""
+    if stated is not None:
+        return stated
+    shown = {entry: facts["paper"] for entry, facts in case["entries"].items()}
+    baselines = [shown[name] for name in BASELINES if shown.get(name) is not None]
+    if shown.get("learned") is None or not baselines:
+        return None
+    return shown["learned"] / min(baselines)
+
+
+def comparison_rows(content: Mapping[str, Any]) -> Iterator[list[str]]:
+    """A row for each case and each loss that a learned rule was measured on."""
+    titles = {
+        "final": "",
+        "train_set": ", whole training set",
+        "test_set": ", test set",
+    }
+    for case in content["cases"].values():
+        for metric, suffix in titles.items():
+            ranked = case["metrics"].get(metric)
+            if ranked is None or "learned" not in ranked["entries"]:
+                continue
+            learned = ranked["entries"]["learned"]
+            best = ranked["best_baseline"]
+            low, high = (number(value) for value in learned["ratio"]["interval_95"])
+            others = [
+                number(values["ratio"]["mean"])
+                for entry, values in sorted(ranked["entries"].items())
+                if entry.startswith("learned-")
+            ]
+            paper = paper_ratio(case, content.get("paper_ratio")) if metric == "final" else None
+            yield [
+                f"{case['title']}, {case['steps']} steps{suffix}",
+                number(learned["mean"]),
+                f"{number(ranked['entries'][best]['mean'])} ({BASELINES[best].label})",
+                f"{number(learned['ratio']['mean'])} ({low} to {high})",
+                ", ".join(others) or "-",
+                "-" if paper is None else number(paper),
+            ]
+
+
+def comparison(content: Mapping[str, Any]) -> str:
+    """The table of a file of `benchmarks.paper`; empty before there is a learned rule in it."""
+    header = ["Mean loss", "learned", "best tuned baseline", "ratio (95 %)"]
+    header += ["other meta-seeds", "paper's ratio"]
+    rows = list(comparison_rows(content))
+    return markdown(header, rows) if rows else ""
+
+
+def digits(content: Mapping[str, Any]) -> str:
+    """The table of a file of the demo."""
+    rows = []
+    for network in content["networks"]:
+        steps = network["evaluated_at"][-1]
+        for contender in network["contenders"]:
+            losses = sorted(
+                float("inf") if run["train_loss"][-1] is None else run["train_loss"][-1]
+                for run in contender["runs"]
+            )
+            middle = losses[len(losses) // 2]
+            accuracies = sorted(run["test_accuracy"][-1] for run in contender["runs"])
+            rows.append(
+                [
+                    f"digits, {network['activation']}, {steps} steps: {contender['name']}",
+                    number(None if middle == float("inf") else middle),
+                    number(contender["ratio_to_best_adam"]),
+                    f"{accuracies[len(accuracies) // 2]:.1%}",
+                ]
+            )
+    header = ["The demo, medians", "training loss", "/ best Adam", "test accuracy"]
+    return markdown(header, rows)
+
+
+def render(folder: Path = RESULTS) -> str:
+    """All tables, in the order of the files' names."""
+    blocks = []
+    for path in sorted(folder.glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        table = ""
+        if "cases" in content:
+            table = comparison(content)
+        elif "networks" in content:
+            table = digits(content)
+        if table:
+            blocks.append(f"{table}\n\n{provenance(content, path.name)}")
+    return "\n\n".join(blocks) or NOTHING
+
+
+def replaced(readme: str, tables: str) -> str:
+    """The README with `tables` between the marks.
+
+    Raises:
+        ValueError: the marks are not there once each, in order.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in after:
+        raise ValueError(f"README.md must hold {BEGIN!r} and then {END!r}, once each")
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args().check
+    old = README.read_text(encoding="utf-8")
+    new = replaced(old, render())
+    if check and new != old:
+        sys.exit("README.md is not up to date with benchmarks/results: run `make readme`")
+    if not check:
+        README.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

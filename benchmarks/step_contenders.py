@@ -1,0 +1,169 @@
+"""Who takes a step in `benchmarks.step_time`, and on which parameters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from learned_optim import LearnedOptimizer, kernels
+from learned_optim.rules import L2L
+from learned_optim.weights import in_memory
+
+SIZES = [(2, 20), (1, 8), (1, 4)]  # layers, hidden units
+
+_LAYER = [(768, 256), (768,), (256, 256), (256,), (1024, 256), (1024,), (256, 1024), (256,)]
+_LAYER += [(256,)] * 4
+CASES: dict[str, list[tuple[int, ...]]] = {
+    "1M": [(1_000_000,)],
+    "5M": [(5_000_000,)],
+    # Six encoder layers of width 256, an embedding of 1000, positions and a final norm.
+    "transformer": [(1000, 256), (64, 256), (256,), (256,), *_LAYER * 6],
+    "mlp": [(128, 784), (128,), (10, 128), (10,)],
+    "small": [(64,)] * 76,
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to take a step.
+
+    Attributes:
+        name: in tables.
+        size: layers and hidden units of the learned rule; None: hand-written.
+        make: parameters with gradients -> (a function that takes a step, bytes of its state).
+        isa: caps the kernels' instruction set.
+        large: whether it can bear millions of parameters in short time and little memory.
+    """
+
+    name: str
+    size: tuple[int, int] | None
+    make: Callable[[list[nn.Parameter]], tuple[Callable[[], object], int]]
+    isa: str | None = None
+    large: bool = True
+
+    @contextmanager
+    def instructions(self) -> Iterator[None]:
+        """The kernels use at most `isa` meanwhile."""
+        if self.isa is not None:
+            os.environ["LEARNED_OPTIM_ISA"] = self.isa
+        try:
+            yield
+        finally:
+            os.environ.pop("LEARNED_OPTIM_ISA", None)
+
+
+def make_params(case: str) -> list[nn.Parameter]:
+    """Random parameters of a case, with gradients of all sizes."""
+    generator = torch.Generator().manual_seed(0)
+    params = []
+    for shape in CASES[case]:
+        param = nn.Parameter(torch.randn(shape, generator=generator))
+        spread = 10 ** (6 * torch.rand(shape, generator=generator) - 6)
+        param.grad = torch.randn(shape, generator=generator) * spread
+        params.append(param)
+    return params
+
+
+def tensor_bytes(state: object) -> int:
+    """Memory of all tensors of more than one element in nested dicts."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size() if state.numel() > 1 else 0
+    return sum(map(tensor_bytes, state.values())) if isinstance(state, dict) else 0
+
+
+def _hand_written(kind: Callable[..., torch.optim.Optimizer], **options: bool):  # noqa: ANN202
+    def make(params: list[nn.Parameter]) -> tuple[Callable[[], object], int]:
+        optimizer = kind(params, **options)
+        optimizer.step()
+        return optimizer.step, tensor_bytes(dict(optimizer.state))
+
+    return make
+
+
+def _learned(size: tuple[int, int], fused: bool):  # noqa: ANN202
+    def make(params: list[nn.Parameter]) -> tuple[Callable[[], object], int]:
+        rule = L2L(layers=size[0], hidden=size[1])
+        weights = rule.init_weights(torch.Generator().manual_seed(0))
+        optimizer = LearnedOptimizer(params, in_memory(rule, weights, name="timed"), fused=fused)
+        optimizer.step()
+        return optimizer.step, tensor_bytes(dict(optimizer.state))
+
+    return make
+
+
+def _half_state(size: tuple[int, int]):  # noqa: ANN202
+    """The kernel alone with its state in float16: no bundled rule stores it so yet."""
+
+    def make(params: list[nn.Parameter]) -> tuple[Callable[[], object], int]:
+        layers, hidden = size
+        rows = 2 * layers * hidden
+        flat = 0.1 * torch.randn(kernels.weight_count(layers, hidden, 2))
+        tensors = [param.detach() for param in params]
+        grads = [param.grad for param in params if param.grad is not None]
+        states = [torch.zeros(rows, *param.shape, dtype=torch.float16) for param in params]
+
+        def step() -> None:
+            kernels.lstm_update_(
+                tensors, grads, states, flat, layers=layers, hidden=hidden, p=10.0, lr=1e-3
+            )
+
+        return step, sum(map(tensor_bytes, states))
+
+    return make
+
+
+def _naive(size: tuple[int, int]):  # noqa: ANN202
+    """The public implementations' style: nn.LSTMCell over all coordinates of a tensor at once."""
+
+    def make(params: list[nn.Parameter]) -> tuple[Callable[[], object], int]:
+        layers, hidden = size
+        cells = [nn.LSTMCell(2 if layer == 0 else hidden, hidden) for layer in range(layers)]
+        head = nn.Linear(hidden, 1)
+        states = [
+            [(torch.zeros(p.numel(), hidden), torch.zeros(p.numel(), hidden)) for _ in cells]
+            for p in params
+        ]
+
+        @torch.no_grad()
+        def step() -> None:
+            for param, state in zip(params, states, strict=True):
+                x = _naive_features(param)
+                for layer, cell in enumerate(cells):
+                    state[layer] = cell(x, state[layer])
+                    x = state[layer][0]
+                param.add_(head(x).view_as(param), alpha=1e-3)
+
+        return step, sum(t.numel() * 4 for state in states for pair in state for t in pair)
+
+    return make
+
+
+def _naive_features(param: nn.Parameter) -> Tensor:
+    grad = torch.zeros_like(param) if param.grad is None else param.grad.reshape(-1)
+    log = (grad.abs() + 1e-30).log() / 10
+    large = log >= -1
+    return torch.stack(
+        (torch.where(large, log, -1.0), torch.where(large, grad.sign(), grad * 22026.47)), dim=1
+    )
+
+
+def contenders() -> list[Contender]:
+    """Everybody, hand-written optimizers first."""
+    found = [
+        Contender("Adam foreach", None, _hand_written(torch.optim.Adam, foreach=True)),
+        Contender("AdamW fused", None, _hand_written(torch.optim.AdamW, fused=True)),
+    ]
+    for size in SIZES:
+        fused = Contender("C++", size, _learned(size, fused=True))
+        found += [fused, replace(fused, name="C++, AVX2", isa="avx2")]
+        if size[0] == 1:
+            found.append(Contender("C++ kernel alone, float16 state", size, _half_state(size)))
+        found.append(Contender("torch blocks", size, _learned(size, fused=False)))
+        if size != (1, 4):
+            found.append(Contender("naive nn.LSTMCell", size, _naive(size), large=False))
+    return found

@@ -1,0 +1,248 @@
+"""What a step costs: time and memory a parameter, against Adam's and against estimated limits.
+
+    python -m benchmarks.step_time            five minutes of CPU time, 8 GB of memory
+    python -m benchmarks.step_time --quick    1M parameters and the small tensors, one thread
+
+Question: how many steps of Adam does one step of a learned rule cost, by backend?
+Method: one process; all contenders of a case in turn, then again, so that a change of the
+machine's mood meets all; the median of each. With one thread the CPU time of the (pinned) thread
+is what counts, which other programs disturb less than wall time; with two it is wall time.
+Writes results/step_time.json and results/step_time.png. Conclusions stand in the README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from benchmarks.results import RESULTS, provenance, write_json
+from benchmarks.step_contenders import CASES, Contender, contenders, make_params
+from learned_optim.kernels import native
+
+ROUNDS = {"1M": 9, "5M": 5, "transformer": 5, "mlp": 25, "small": 25}
+BASE = "Adam foreach"
+BUSY = 0.5  # load average of others that two cores' wall time bears
+
+
+def label(contender: Contender) -> str:
+    """Name and size."""
+    return contender.name + (f" {contender.size}" if contender.size else "")
+
+
+def clock(threads: int) -> Callable[[], float]:
+    """CPU time of the one thread, else wall time."""
+    return time.thread_time if threads == 1 else time.perf_counter
+
+
+def pin(threads: int) -> None:
+    """Give this process as many cores as it uses, where the system can."""
+    torch.set_num_threads(threads)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:threads] or [0])
+
+
+def resident(kind: str) -> int | None:
+    """`VmRSS` or `VmHWM` (its peak) of this process in bytes; None where Linux does not tell."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123
+            line = next(line for line in status if line.startswith(kind))
+    except (OSError, StopIteration):
+        return None
+    return int(line.split()[1]) * 1024
+
+
+def temporaries(step: Callable[[], object]) -> int | None:
+    """Peak of memory during a step above what is there before it."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as peak:  # noqa: PTH123
+            peak.write("5")
+    except (AttributeError, OSError):
+        return None
+    before = resident("VmRSS")
+    step()
+    after = resident("VmHWM")
+    return None if before is None or after is None else max(0, after - before)
+
+
+def time_case(case: str, threads: int, entrants: list[Contender]) -> list[dict[str, Any]]:
+    """All contenders in turn, round after round."""
+    numel = sum(param.numel() for param in make_params(case))
+    ready = [(contender, *contender.make(make_params(case))) for contender in entrants]
+    peaks = [temporaries(step) if threads == 1 else None for _, step, _ in ready]
+    seconds: list[list[float]] = [[] for _ in ready]
+    now = clock(threads)
+    for turn in range(ROUNDS[case] + 1):
+        for (contender, step, _), found in zip(ready, seconds, strict=True):
+            if not contender.large and turn > 3:
+                continue
+            with contender.instructions():
+                start = now()
+                step()
+                found.append(now() - start)
+    rows = []
+    for (contender, _, state), found, peak in zip(ready, seconds, peaks, strict=True):
+        median = statistics.median(found[1:])  # the first turn warms up
+        rows.append(
+            {
+                "contender": contender.name,
+                "size": contender.size,
+                "case": case,
+                "threads": threads,
+                "ns_per_parameter": 1e9 * median / numel,
+                "fastest_ns_per_parameter": 1e9 * min(found) / numel,
+                "state_bytes_per_parameter": state / numel,
+                "temporary_bytes": peak,
+            }
+        )
+    base = next(row for row in rows if row["contender"] == BASE)["ns_per_parameter"]
+    fused = next(row for row in rows if row["contender"] == "AdamW fused")["ns_per_parameter"]
+    for row in rows:
+        row["times_adam_foreach"] = row["ns_per_parameter"] / base
+        row["times_adamw_fused"] = row["ns_per_parameter"] / fused
+    return rows
+
+
+def best_of(count: int, action: Callable[[], object]) -> float:
+    """Seconds of the fastest call."""
+    found = []
+    for _ in range(count):
+        start = time.thread_time()
+        action()
+        found.append(time.thread_time() - start)
+    return min(found)
+
+
+def limits() -> dict[str, dict[str, float]]:
+    """The least ns a parameter that this machine's arithmetic and memory allow, one thread.
+
+    Arithmetic: the cells' multiply-adds, and 77 vector operations a unit for its activations, at
+    the rate of a float32 matrix product. Memory: state, parameter and gradient at the rate of a
+    copy.
+    """
+    a, b = torch.randn(768, 768), torch.randn(768, 768)
+    rate = 768**3 / best_of(12, lambda: a @ b)
+    source, target = torch.randn(20_000_000), torch.empty(20_000_000)
+    bandwidth = 8 * source.numel() / best_of(6, lambda: target.copy_(source))
+    found = {}
+    for layers, hidden in ((2, 20), (1, 8), (1, 4)):
+        products = 4 * hidden * (2 + hidden) + (layers - 1) * 8 * hidden * hidden
+        moved = 2 * 8 * layers * hidden + 12
+        found[f"({layers}, {hidden})"] = {
+            "arithmetic_ns": 1e9 * (products + 77 * layers * hidden) / rate,
+            "memory_ns": 1e9 * moved / bandwidth,
+        }
+    return found
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Fixed-width text."""
+    lines = [f"{'':44}{'ns/param':>9}{'x Adam':>8}{'x fused':>8}{'state B':>8}{'temp MB':>8}"]
+    group = None
+    for row in rows:
+        if (row["case"], row["threads"]) != group:
+            group = (row["case"], row["threads"])
+            lines.append(f"{row['case']}, {row['threads']} thread(s)")
+        size = f" {tuple(row['size'])}" if row["size"] else ""
+        peak = "" if row["temporary_bytes"] is None else f"{row['temporary_bytes'] / 1e6:.1f}"
+        lines.append(
+            f"  {row['contender'] + size:42}{row['ns_per_parameter']:9.2f}"
+            f"{row['times_adam_foreach']:8.2f}{row['times_adamw_fused']:8.2f}"
+            f"{row['state_bytes_per_parameter']:8.0f}{peak:>8}"
+        )
+    return "\n".join(lines)
+
+
+def figure(content: Mapping[str, Any]) -> None:
+    """Bars of the 1M case for each size, the limits as lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [row for row in content["rows"] if row["case"] == "1M" and row["threads"] == 1]
+    adam = next(row for row in rows if row["contender"] == BASE)["ns_per_parameter"]
+    plot, panels = pyplot.subplots(1, 3, figsize=(11, 3.4))
+    for axes, size in zip(panels, content["limits"], strict=True):
+        shown = [row for row in rows if row["size"] and str(tuple(row["size"])) == size]
+        names = [row["contender"].replace(" ", "\n") for row in shown]
+        values = [row["ns_per_parameter"] for row in shown]
+        colours = ["#c8102e" if row["contender"].startswith("C++") else "#8a8fa3" for row in shown]
+        axes.bar(names, values, color=colours)
+        axes.set_yscale("log")
+        axes.axhline(adam, color="#2b2d42", linestyle="-", linewidth=1, label="Adam foreach")
+        for kind, style in (("arithmetic", "--"), ("memory", ":")):
+            limit = content["limits"][size][f"{kind}_ns"]
+            axes.axhline(
+                limit, color="#2a6f97", linestyle=style, linewidth=1, label=f"{kind} limit"
+            )
+        axes.set_title(f"layers, units: {size}", loc="left", fontsize=10)
+        axes.tick_params(axis="x", labelsize=6)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("ns a parameter and step, one thread")
+    panels[-1].legend(frameon=False, fontsize=7)
+    plot.tight_layout()
+    plot.savefig(RESULTS / "step_time.png", dpi=130, metadata={"Software": None})
+    pyplot.close(plot)
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """All cases."""
+    everybody = contenders()
+    if native.best_level() < native.LEVELS.index("avx512"):
+        everybody = [contender for contender in everybody if contender.isa is None]
+    quickly = [c for c in everybody if c.large and c.isa is None and c.name != "torch blocks"]
+    rows: list[dict[str, Any]] = []
+    everywhere = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    pin(1)
+    bounds = limits()
+    for case in ("1M", "small") if quick else CASES:
+        large = case in ("5M", "transformer")
+        rows += time_case(case, 1, [c for c in everybody if c.large or not large])
+    if everywhere is not None:
+        os.sched_setaffinity(0, everywhere)
+    two_threads = "measured"
+    if quick:
+        two_threads = "not measured: --quick"
+    elif load > cores - 2 + BUSY:
+        # Wall time would say how busy the others were.
+        two_threads = f"not measured: load average {load:.1f} on {cores} cores"
+    else:
+        pin(2)
+        for case in ("1M", "transformer"):
+            rows += time_case(case, 2, quickly)
+    facts = {
+        "instruction_set": native.LEVELS[native.best_level()],
+        "load_average": load,
+        "two_threads": two_threads,
+    }
+    return {**provenance(), **facts, "limits": bounds, "rows": rows}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description="Time and memory of an optimizer's step.")
+    parser.add_argument("--quick", action="store_true", help="less, and written nowhere")
+    options = parser.parse_args()
+    content = run(options.quick)
+    print(table(content["rows"]))
+    for size, bound in content["limits"].items():
+        print(f"limits {size}:", ", ".join(f"{k} {v:.1f}" for k, v in bound.items()))
+    print("two threads:", content["two_threads"])
+    if not options.quick:
+        write_json(RESULTS / "step_time.json", content)
+        figure(content)
+
+
+if __name__ == "__main__":
+    main()
