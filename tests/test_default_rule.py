@@ -1,0 +1,254 @@
+"""The practical rule: the hand rule before it has learned, and bounds whatever it has learned."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from small_training import loaded, make, parameters, randn, snapshot
+from torch import Tensor, nn
+
+from learned_optim import LoadedRule
+from learned_optim.matrices import COEFFICIENTS, ITERATIONS, as_matrix
+from learned_optim.meta_training.unroll import Layout, apply_rule, initial_state, make_clock
+from learned_optim.rules import Coordinates, Default
+from learned_optim.rules.default import CLIP, LARGEST
+from learned_optim.rules.hand import HAND
+from learned_optim.weights import in_memory
+
+SHAPES = ((6, 4), (5,), (3, 2, 2, 2), (), (1,), (1, 7), (4, 9))
+HORIZONS = pytest.mark.parametrize("total_steps", [None, 20])
+RULE = Default(hidden=3, controller=5)
+
+
+def wild(rule: Default, seed: int = 0, size: float = 100.0) -> LoadedRule:
+    """Weights of any size, heads included; the hand rule's constants as they are."""
+    drawn = rule.init_weights(torch.Generator().manual_seed(seed))
+    weights = {
+        key: value if key.startswith("hand.") else size * randn(value.shape, seed + index)
+        for index, (key, value) in enumerate(drawn.items())
+    }
+    return in_memory(rule, weights, name="wild")
+
+
+def hand_length(param: Tensor, step: int, total_steps: int | None) -> float:
+    """The hand rule's length of step number `step`, written anew."""
+    kind = 0 if param.dim() > 1 else 1
+    fan_in = as_matrix(tuple(param.shape))[1] if param.dim() > 1 else 1
+    floor = math.exp(HAND["log_floor"][kind]) / math.sqrt(fan_in)
+    scale = max(param.square().mean().sqrt().item(), floor)
+    warmup = min(1.0, step / math.exp(HAND["log_warmup"][0]))
+    if total_steps is None:
+        fall = (1 + step / math.exp(HAND["log_tau"][0])) ** -HAND["power"][0]
+    else:
+        fall = ((total_steps - step + 1) / total_steps) ** HAND["power"][1]
+    return math.exp(HAND["log_step"][kind]) * scale * warmup * fall
+
+
+def straightened(step: Tensor) -> Tensor:
+    """The iterations on the singular values themselves."""
+    u, s, v = torch.linalg.svd(step, full_matrices=False)
+    s = s / s.square().sum().sqrt()
+    a, b, c = COEFFICIENTS
+    for _ in range(ITERATIONS):
+        s = a * s + b * s**3 + c * s**5
+    return u @ s.diag() @ v
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def hand_steps(param: Tensor, grads: list[Tensor], total_steps: int | None) -> Tensor:
+    """The hand rule written anew; where it takes a tensor."""
+    beta1, beta2, share = (sigmoid(HAND[k][0]) for k in ("logit_beta1", "logit_beta2", "blend"))
+    m, v = torch.zeros_like(param), torch.zeros_like(param)
+    for k, grad in enumerate(grads, start=1):
+        m, v = beta1 * m + (1 - beta1) * grad, beta2 * v + (1 - beta2) * grad**2
+        v_hat = v / (1 - beta2**k)
+        direction = m / (1 - beta1**k) / (v_hat + 1e-12 * v_hat.mean()).sqrt()
+        length = hand_length(param, k, total_steps)
+        step = -length * direction.clamp(-4, 4)
+        if param.dim() > 1 and min(as_matrix(tuple(param.shape))) > 1:
+            matrix = step.reshape(as_matrix(tuple(param.shape)))
+            size = math.exp(HAND["log_gain"][0]) * length * math.sqrt(max(matrix.shape))
+            step = (1 - share) * step + share * size * straightened(matrix).view(step.shape)
+        param = param + step
+    return param
+
+
+@HORIZONS
+def test_as_drawn_it_is_the_hand_rule(total_steps: int | None):
+    params = parameters(SHAPES, torch.float64)
+    params += [nn.Parameter(torch.zeros(4, 3).double()), nn.Parameter(torch.zeros(3).double())]
+    grads = [[randn(p.shape, 100 * k + i).double() for k in range(5)] for i, p in enumerate(params)]
+    expected = [hand_steps(p.detach(), g, total_steps) for p, g in zip(params, grads, strict=True)]
+    optimizer = make(params, loaded(RULE), total_steps=total_steps)
+    for k in range(5):
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad[k].clone()
+        optimizer.step()
+    for param, value in zip(params, expected, strict=True):
+        # As near as the constants are, which are stored in float32.
+        torch.testing.assert_close(param.detach(), value, rtol=1e-7, atol=1e-8)
+
+
+@HORIZONS
+def test_the_optimizer_takes_the_steps_that_meta_training_takes(total_steps: int | None):
+    source = wild(RULE, size=0.5)
+    weights = {key: value.double() for key, value in source.weights.items()}
+    params = parameters(SHAPES, torch.float64)
+    named = {str(i): p.detach().clone()[None] for i, p in enumerate(params)}
+    layout = Layout(RULE, named, lead=1)
+    theta = layout.join(named)
+    state = initial_state(RULE, theta, layout)
+    optimizer = make(params, source, total_steps=total_steps)
+    for k in range(1, 6):
+        for index, param in enumerate(params):
+            param.grad = randn(param.shape, 100 * k + index).double()
+        grad = layout.join({str(i): p.grad[None] for i, p in enumerate(params)})  # type: ignore[index]
+        clock = make_clock(k, total_steps, layout, theta)
+        step, state = apply_rule(RULE, weights, layout, Coordinates(grad, theta), state, clock)
+        theta = theta + step
+        optimizer.step()
+    for index, value in layout.split(theta).items():
+        found = params[int(index)].detach()
+        torch.testing.assert_close(found, value[0], rtol=1e-9, atol=1e-12)
+
+
+@HORIZONS
+@pytest.mark.parametrize("seed", range(3))
+def test_no_weights_make_a_step_longer_than_the_bound(total_steps: int | None, seed: int):
+    longest = 0.0
+    loud = wild(RULE, seed)
+    loud.weights["tensor.head.b"][0] = 1e6
+    for source, bound in ((loud, LARGEST), (loaded(RULE), CLIP)):
+        params = parameters(SHAPES)
+        optimizer = make(params, source, total_steps=total_steps)
+        for k in range(1, 16):
+            before = snapshot(params)
+            for index, param in enumerate(params):
+                param.grad = randn(param.shape, 100 * k + index) ** 3
+            optimizer.step()
+            for old, new in zip(before, snapshot(params), strict=True):
+                rms = (new - old).square().mean().sqrt().item()
+                share = rms / hand_length(old, k, total_steps)
+                assert share < bound * 1.001
+                longest = max(longest, share)
+    assert longest > CLIP, "the weights here do not come near the bound"
+
+
+HOSTILE = {
+    "zero": [0.0],
+    "least": [1e-45],
+    "tiny": [1e-30],
+    "huge": [1e30],
+    "greatest": [3e38],
+    "alternating": [1e30, 1e-30],
+    "jumping": [1e8, 1e8, 1e-8],
+    "zero then huge": [0.0, 0.0, 1e30],
+}
+
+
+@pytest.mark.parametrize("sizes", HOSTILE.values(), ids=HOSTILE.keys())
+@pytest.mark.parametrize("kind", ["hand", "wild"])
+def test_gradients_of_any_size_leave_all_finite_and_training_goes_on(kind: str, sizes: list[float]):
+    params = parameters(SHAPES)
+    optimizer = make(params, wild(RULE) if kind == "wild" else loaded(RULE))
+    for k in range(6):
+        before = snapshot(params)
+        for index, param in enumerate(params):
+            # One sign and one size, and one coordinate far from all others.
+            param.grad = sizes[k % len(sizes)] * randn(param.shape, 10 * k + index).clamp(-1, 1)
+            param.grad.view(-1)[0] *= 1e-12
+        optimizer.step()
+        for old, new in zip(before, snapshot(params), strict=True):
+            rms = (new - old).square().mean().sqrt().item()
+            assert rms < 1.001 * LARGEST * hand_length(old, k + 1, None)
+    for state in optimizer.state.values():
+        assert all(bool(value.isfinite().all()) for value in state.values())
+    before = snapshot(params)
+    for index, param in enumerate(params):
+        param.grad = max(*sizes, 1e-3) * randn(param.shape, index).clamp(-1, 1)
+    optimizer.step()
+    moved = [not torch.equal(a, b) for a, b in zip(before, snapshot(params), strict=True)]
+    assert all(moved)
+
+
+def test_a_tensor_without_a_gradient_signal_rests_under_the_hand_rule():
+    params = parameters(SHAPES)
+    before = snapshot(params)
+    optimizer = make(params, loaded(RULE))
+    for _ in range(3):
+        for param in params:
+            param.grad = torch.zeros_like(param)
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, snapshot(params), strict=True))
+
+
+def trained(scale: float) -> list[Tensor]:
+    params = parameters(((6, 4), (4,)))
+    optimizer = make(params, wild(RULE, size=0.5), total_steps=30)
+    for k in range(12):
+        optimizer.zero_grad()
+        x = randn((16, 6), k)
+        loss = (torch.tanh(x @ params[0] + params[1]) - x[:, :4]).square().mean()
+        (scale * loss).backward()
+        optimizer.step()
+    return snapshot(params)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 2.0**-26, 2.0**26, 1e8])
+def test_the_scale_of_the_loss_does_not_matter(scale: float):
+    start = parameters(((6, 4), (4,)))
+    for found, expected, first in zip(trained(scale), trained(1.0), start, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        assert (expected - first).abs().mean() > 1e-2
+
+
+def test_the_state_does_not_grow_and_is_small():
+    params = parameters(((40, 25),))
+    optimizer = make(params, loaded(Default()))
+    sizes = []
+    for k in range(4):
+        params[0].grad = randn((40, 25), k)
+        optimizer.step()
+        state = optimizer.state[params[0]].values()
+        sizes.append(sum(value.numel() * value.element_size() for value in state))
+    assert len(set(sizes)) == 1
+    assert sizes[0] <= 24.2 * 1000
+
+
+def test_a_cell_that_counts_up_stays_in_the_range_of_halves():
+    source = loaded(RULE)
+    gates = source.weights["coordinate.b"]
+    gates.fill_(50.0)
+    source.weights["coordinate.w_ih"].zero_()
+    source.weights["coordinate.w_hh"].zero_()
+    param = parameters(((5,),))[0]
+    optimizer = make([param], source)
+    for k in range(6):
+        param.grad = randn((5,), k)
+        optimizer.step()
+        if not k:
+            optimizer.state[param]["cell"][RULE.hidden :] = 2045.0
+    cell = optimizer.state[param]["cell"]
+    assert cell.dtype == torch.float16
+    assert (cell[RULE.hidden :] == 2048).all()
+
+
+@pytest.mark.parametrize("field", ["hidden", "controller", "matrix"])
+def test_a_level_can_be_left_out(field: str):
+    rule = Default(**{"hidden": 2, "controller": 2, field: 0 if field != "matrix" else False})
+    params = parameters(SHAPES)
+    before = snapshot(params)
+    optimizer = make(params, loaded(rule))
+    for index, param in enumerate(params):
+        param.grad = randn(param.shape, index)
+    optimizer.step()
+    assert not any(torch.equal(a, b) for a, b in zip(before, snapshot(params), strict=True))
+    levels = {key.split(".")[0] for key in rule.weight_shapes()}
+    assert levels == {"hand", "coordinate", "tensor"} - {
+        {"hidden": "coordinate", "controller": "tensor", "matrix": ""}[field]
+    }

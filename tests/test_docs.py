@@ -1,0 +1,137 @@
+"""What the documents point to exists, and their numbers are those of the result files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.readme_tables import BEGIN, END, NOTHING, README, render, replaced
+
+ROOT = README.parent
+DOCUMENTS = sorted(ROOT.glob("*.md"))
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+MAKE = re.compile(r"\bmake ([a-z]+)")
+# Words in backticks that look like a file of the repository.
+PATH = re.compile(r"`((?:learned_optim|benchmarks|tests|pretrained|rules)/[\w./-]+)`")
+COMMAND = re.compile(r"learned-optim ([a-z][a-z-]*)")
+MODULE = re.compile(r"python -m (benchmarks[\w.]*)")
+
+
+def anchors(text: str) -> set[str]:
+    """The fragments that headings can be linked by."""
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {
+        re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings
+    }
+
+
+def broken_links(text: str) -> list[str]:
+    broken = []
+    for target in LINK.findall(text):
+        if target.startswith("https://"):
+            continue
+        file, _, fragment = target.partition("#")
+        if file and not (ROOT / file).exists():
+            broken.append(target)
+            continue
+        if fragment and fragment not in anchors((ROOT / file).read_text() if file else text):
+            broken.append(target)
+    return broken
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_between_documents_resolve(path: Path):
+    assert broken_links(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_broken_link_is_noticed():
+    text = "# One head\n[a](README.md) [b](NONE.md) [c](#one-head) [d](#other) [e](https://x.org)"
+    assert broken_links(text) == ["NONE.md", "#other"]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_and_files_that_are_mentioned_exist(path: Path):
+    text = path.read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"`[^`]+`|^ {4}.*$", text, flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(MAKE.findall(code)) <= targets
+    for name in PATH.findall(text):
+        base = ROOT / "learned_optim" if name.startswith("rules/") else ROOT
+        assert (base / name).exists(), name
+    for module in MODULE.findall(code):
+        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+
+
+def test_every_target_of_the_makefile_that_is_no_file_is_phony():
+    text = (ROOT / "Makefile").read_text()
+    phony = set(re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)[0].split())
+    assert phony == set(re.findall(r"^([a-z]+):", text, re.MULTILINE))
+
+
+def test_the_tables_of_the_readme_are_those_of_the_results():
+    text = README.read_text(encoding="utf-8")
+    assert replaced(text, render()) == text, "run `make readme`"
+
+
+def comparison(entries: dict[str, float], paper: dict[str, float] | None = None) -> dict:
+    """A result file as `benchmarks.paper` writes it, cut to what a table needs."""
+    best = min(
+        (name for name in entries if not name.startswith("learned")), key=entries.__getitem__
+    )
+    ranked = {
+        name: {
+            "mean": value,
+            "ratio": {
+                "mean": value / entries[best],
+                "interval_95": [0.9 * value / entries[best], 1.1 * value / entries[best]],
+            },
+        }
+        for name, value in entries.items()
+    }
+    facts = {name: {"paper": (paper or {}).get(name)} for name in entries}
+    case = {"title": "A task", "steps": 100, "entries": facts}
+    case["metrics"] = {"final": {"best_baseline": best, "entries": ranked}}
+    return {"cases": {"task": case}, "command": "python -m x", "versions": {"torch": "2.13.0"}}
+
+
+def write(folder: Path, content: dict, name: str = "one.json") -> Path:
+    (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def test_a_comparison_becomes_a_row(tmp_path: Path):
+    losses = {"sgd": 0.5, "adam": 0.4, "learned": 0.2, "learned-1": 0.3}
+    text = render(write(tmp_path, comparison(losses, {"sgd": 0.5, "adam": 0.25, "learned": 0.2})))
+    row = next(line for line in text.splitlines() if "A task" in line)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells == [
+        "A task, 100 steps",
+        "0.2",
+        "0.4 (Adam)",
+        "0.5 (0.45 to 0.55)",
+        "0.75",
+        "0.8",
+    ]
+    assert "torch 2.13.0" in text
+    assert "benchmarks/results/one.json" in text
+
+
+def test_baselines_alone_make_no_table(tmp_path: Path):
+    assert render(write(tmp_path, comparison({"sgd": 0.5, "adam": 0.4}))) == NOTHING
+
+
+def test_a_loss_that_was_not_finite_is_said_to_have_diverged(tmp_path: Path):
+    content = comparison({"adam": 0.4, "learned": 0.2})
+    learned = content["cases"]["task"]["metrics"]["final"]["entries"]["learned"]
+    learned |= {"mean": None, "ratio": {"mean": None, "interval_95": [None, None]}}
+    assert "| diverged | 0.4 (Adam) | diverged (" in render(write(tmp_path, content))
+
+
+def test_the_marks_must_be_there():
+    assert replaced(f"a {BEGIN} old {END} b", "new") == f"a {BEGIN}\n\nnew\n\n{END} b"
+    for text in ("no marks", f"{END} {BEGIN}", f"{BEGIN} {BEGIN} {END}"):
+        with pytest.raises(ValueError, match="once each"):
+            replaced(text, "new")

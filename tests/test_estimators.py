@@ -1,0 +1,174 @@
+"""The estimators against meta-gradients in closed form.
+
+The optimizee is the bowl f = theta^2 / 2 under gradient descent with step a = exp(log_lr), so that
+theta_t = (1 - a)^t theta_0 and the meta-loss sum_t f(theta_t) is known for every log_lr. Evolution
+strategies estimate the gradient of its Gaussian smoothing over log_lr, which quadrature gives.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from learned_optim.meta_training.estimators import ES, ESTIMATORS, NRES, PES, TBPTT
+from learned_optim.meta_training.meta_loss import Sum
+from learned_optim.meta_training.truncation import Constant, Worker
+from learned_optim.rules import L2L, LearnableSGD
+from learned_optim.tasks.base import Task, TaskFamily
+
+RATE, SIGMA, WINDOW, STEPS = 0.1, 0.1, 3, 12
+
+
+class BowlTask(Task):
+    def init(self, generator):
+        return {"theta": torch.ones(1)}, {}
+
+    def loss(self, params, batch):
+        return 0.5 * (params["theta"] ** 2).sum()
+
+
+class Bowl(TaskFamily):
+    name = "bowl"
+
+    def sample(self, generator):
+        return BowlTask()
+
+
+def meta_loss_of(log_lr: torch.Tensor) -> torch.Tensor:
+    """Sum over the whole horizon."""
+    steps = torch.arange(1, STEPS + 1, dtype=torch.float64)
+    return (0.5 * (1 - log_lr.exp().unsqueeze(-1)) ** (2 * steps)).sum(-1)
+
+
+def smoothed_gradient() -> float:
+    """d/dm E[L(m + sigma eps)] = E[L eps] / sigma, by quadrature."""
+    eps = torch.linspace(-8, 8, 20001, dtype=torch.float64)
+    density = torch.exp(-(eps**2) / 2) / math.sqrt(2 * math.pi)
+    values = meta_loss_of(math.log(RATE) + SIGMA * eps)
+    return float(torch.trapezoid(values * eps * density, eps) / SIGMA)
+
+
+def episode_estimates(estimator, runs=4000):
+    """Total over the windows of one episode, from many independent runs: mean and its error."""
+    rule = LearnableSGD(learning_rate=RATE)
+    weights = rule.init_weights(torch.Generator())
+    totals = []
+    for index in range(20):
+        worker = Worker(Bowl(), runs // 20, Constant(STEPS), 0, index)
+        total = 0.0
+        while worker.episode < 0 or (worker.carry and worker.carry.step < STEPS):
+            total += float(estimator.estimate(rule, weights, worker, Sum()).grads["log_lr"])
+        totals.append(total)
+    sample = torch.tensor(totals, dtype=torch.float64)
+    return float(sample.mean()), float(sample.std() / len(totals) ** 0.5)
+
+
+@pytest.mark.parametrize("cls", [ES, PES, NRES])
+def test_evolution_strategies_are_unbiased_for_the_smoothed_meta_loss(cls):
+    mean, error = episode_estimates(cls(unroll=WINDOW, sigma=SIGMA))
+    exact = smoothed_gradient()
+    assert error < 0.05 * abs(exact)
+    assert abs(mean - exact) < 3.5 * error
+
+
+def test_truncated_backpropagation_is_exact_over_the_whole_horizon_and_biased_below_it():
+    rule = LearnableSGD(learning_rate=RATE)
+    weights = {key: value.double() for key, value in rule.init_weights(torch.Generator()).items()}
+    point = weights["log_lr"].clone().requires_grad_()
+    (exact,) = torch.autograd.grad(meta_loss_of(point), point)
+
+    def total(unroll):
+        worker, found = Worker(Bowl(), 1, Constant(STEPS), 0, 0), 0.0
+        estimator = TBPTT(unroll=unroll, second_derivatives=True)
+        while worker.episode < 0 or (worker.carry and worker.carry.step < STEPS):
+            found += float(estimator.estimate(rule, weights, worker, Sum()).grads["log_lr"])
+        return found
+
+    assert total(STEPS) == pytest.approx(float(exact), rel=1e-6)
+    biases = [abs(total(unroll) / float(exact) - 1) for unroll in (1, 3, 6, STEPS)]
+    assert biases == sorted(biases, reverse=True)
+    assert biases[1] > 0.3
+
+
+def test_nres_keeps_a_perturbation_for_an_episode_and_pes_adds_them_up():
+    rule, worker = LearnableSGD(), Worker(Bowl(), 2, Constant(6), 0, 0)
+    weights = rule.init_weights(torch.Generator())
+    worker.current(rule, perturbations=2)
+    first, second = (NRES()._directions(worker, weights, start)[0]["log_lr"] for start in (0, 3))
+    assert torch.equal(first, second)
+    noises, sums = zip(*(PES()._directions(worker, weights, s) for s in (0, 3)), strict=True)
+    assert not torch.equal(noises[0]["log_lr"], noises[1]["log_lr"])
+    assert torch.equal(sums[1]["log_lr"], noises[0]["log_lr"] + noises[1]["log_lr"])
+    worker.abandon()
+    worker.current(rule, perturbations=2)
+    assert not torch.equal(first, NRES()._directions(worker, weights, 0)[0]["log_lr"])
+
+
+def test_a_diverging_member_counts_as_the_cap_and_is_reported():
+    rule = LearnableSGD(learning_rate=100.0)
+    worker = Worker(Bowl(), 3, Constant(60), 0, 0)
+    estimate = NRES(unroll=60, loss_cap=5.0).estimate(
+        rule, rule.init_weights(torch.Generator()), worker, Sum()
+    )
+    assert estimate.non_finite == 6  # both members of three pairs
+    assert estimate.meta_loss == pytest.approx(60 * 5.0 * 0.5, rel=1e-6)
+
+
+def test_clipped_differences_bound_the_estimate_and_are_counted():
+    rule = LearnableSGD(learning_rate=1.9)
+    weights = rule.init_weights(torch.Generator())
+    free, clipped = (
+        NRES(unroll=10, sigma=0.3, difference_clip=clip).estimate(
+            rule, weights, Worker(Bowl(), 50, Constant(10), 0, 0), Sum()
+        )
+        for clip in (0.0, 1e-3)
+    )
+    assert free.stats["clipped"] == 0
+    assert clipped.stats["clipped"] > 10
+    assert abs(float(clipped.grads["log_lr"])) <= 1e-3 * 4 / (2 * 0.3)
+
+
+def test_late_windows_weigh_more():
+    rule = LearnableSGD(learning_rate=1e-4)
+    weights = rule.init_weights(torch.Generator())
+    worker = Worker(Bowl(), 1, Constant(4), 0, 0)
+    values = [
+        NRES(unroll=2, late=2.0).estimate(rule, weights, worker, Sum()).meta_loss for _ in "ab"
+    ]
+    assert values[0] / values[1] == pytest.approx(0.25, rel=1e-2)
+
+
+def test_the_horizon_is_told_to_the_stated_share_of_episodes():
+    estimator, worker = NRES(tell_horizon=0.5), Worker(Bowl(), 1, Constant(7), 0, 0)
+    told = []
+    for _ in range(200):
+        worker.abandon()
+        worker.current(LearnableSGD(), perturbations=2)
+        told.append(estimator._told(worker))
+    assert set(told) == {None, 7}
+    assert 70 < told.count(7) < 130
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator_lowers_the_meta_loss_of_the_lstm_rule(name):
+    """Contract: shapes, counts, finite numbers, and a worker that resumes to the same estimate."""
+    rule = L2L(layers=1, hidden=3)
+    weights = rule.init_weights(torch.Generator().manual_seed(0))
+    estimator = ESTIMATORS[name](unroll=4)
+    worker = Worker(Bowl(), 2, Constant(8), 0, 0)
+    estimator.estimate(rule, weights, worker, Sum())
+    saved = worker.state_dict()
+    twin = Worker(Bowl(), 2, Constant(8), 0, 0)
+    twin.load_state_dict(saved, rule)
+    first = estimator.estimate(rule, weights, worker, Sum())
+    second = estimator.estimate(rule, weights, twin, Sum())
+    assert {key: value.shape for key, value in first.grads.items()} == {
+        key: value.shape for key, value in weights.items()
+    }
+    assert first.inner_steps > 0
+    for key, value in first.grads.items():
+        assert torch.equal(value, second.grads[key])
+        assert value.isfinite().all()
+    assert any(float(value.abs().max()) > 0 for value in first.grads.values())

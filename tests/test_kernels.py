@@ -1,0 +1,231 @@
+"""The C++ kernels against the rule itself in float64, on every instruction set of this machine.
+
+Expected rounding: float32 with activations to 4e-7 and sums in float32 lanes: 3e-6 of the largest
+entry of each weight's gradient is typical, 1e-4 allowed; states and steps differ by under 2e-6.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from learned_optim import kernels
+from learned_optim.kernels import build, native
+from learned_optim.rules.base import Coordinates
+from learned_optim.rules.l2l import L2L
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _built():
+    if not kernels.available():
+        try:
+            build.build()
+        except build.BuildError as problem:
+            pytest.skip(str(problem))
+        native._load.cache_clear()
+        assert kernels.why_not() is None
+
+
+@pytest.fixture(params=native.LEVELS)
+def level(request, monkeypatch):
+    if native.LEVELS.index(request.param) > native.best_level():
+        pytest.skip(f"this machine has no {request.param}")
+    monkeypatch.setenv("LEARNED_OPTIM_ISA", request.param)
+    return request.param
+
+
+def make(layers=2, hidden=20, preprocess: Any = "log_sign", scale=0.1):
+    """A rule, its weights, the same weights flat, and the kernels' keywords."""
+    rule = L2L(layers=layers, hidden=hidden, preprocess=preprocess, scale=scale)
+    weights = rule.init_weights(torch.Generator().manual_seed(3))
+    flat = torch.cat([weights[name].reshape(-1) for name in rule.weight_shapes()])
+    p = rule.p if preprocess == "log_sign" else None
+    return rule, weights, flat, {"layers": layers, "hidden": hidden, "p": p, "scale": scale}
+
+
+def draw(rule, steps, n, seed=0):
+    """Gradients over the whole range of float32's usual sizes, state and cotangents."""
+    generator = torch.Generator().manual_seed(seed)
+    grads = torch.randn(steps, n, generator=generator)
+    if rule.preprocess == "log_sign":
+        grads *= 10 ** (18 * torch.rand(steps, n, generator=generator) - 12)
+    grads[steps // 2] = 0.0
+    state = 0.5 * torch.randn(rule.state_spec["cell"].rows, n, generator=generator)
+    return grads, state, torch.randn(steps, n, generator=generator)
+
+
+def reference(rule, weights, grads, state, cotangents):
+    """Weights' gradients by autograd in float64, the last state and the steps."""
+    weights = {name: value.double().requires_grad_() for name, value in weights.items()}
+    rows, steps = {"cell": state.double()}, []
+    for grad in grads.double():
+        step, rows = rule.update(Coordinates(grad, grad), rows, grad.new_zeros(0, 1), weights)
+        steps.append(step)
+    loss = (torch.stack(steps) * cotangents.double()).sum()
+    found = torch.autograd.grad(loss, list(weights.values()))
+    return found, rows["cell"].detach(), torch.stack(steps).detach()
+
+
+def assert_grads_close(flat_grad, expected, tolerance=1e-4):
+    parts = flat_grad.double().split([part.numel() for part in expected])
+    for got, wanted in zip(parts, expected, strict=True):
+        error = (got.view_as(wanted) - wanted).abs().max() / wanted.abs().max()
+        assert error < tolerance
+
+
+SHAPES = [(2, 20, "log_sign"), (1, 8, "log_sign"), (2, 4, "none"), (3, 7, "log_sign")]
+
+
+@pytest.mark.parametrize(("layers", "hidden", "preprocess"), SHAPES)
+@pytest.mark.parametrize("n", [1, 3, 63, 64, 65, 1000])
+def test_weight_gradients_equal_autograd_in_float64(level, layers, hidden, preprocess, n):
+    rule, weights, flat, sizes = make(layers, hidden, preprocess)
+    inputs = draw(rule, 6, n)
+    expected, last, _ = reference(rule, weights, *inputs)
+    flat_grad, state = kernels.lstm_bptt(*inputs, flat, **sizes)
+    assert_grads_close(flat_grad, expected)
+    assert (state.double() - last).abs().max() < 2e-6
+
+
+def test_weight_gradients_stay_exact_over_a_hundred_steps():
+    rule, weights, flat, sizes = make()
+    inputs = draw(rule, 100, 40)
+    expected, last, _ = reference(rule, weights, *inputs)
+    flat_grad, state = kernels.lstm_bptt(*inputs, flat, **sizes)
+    assert_grads_close(flat_grad, expected)
+    assert (state.double() - last).abs().max() < 4e-6
+
+
+def test_sums_over_many_tiles_are_all_counted(level):
+    rule, weights, flat, sizes = make(1, 4)
+    inputs = draw(rule, 2, 40_000)
+    expected, _, _ = reference(rule, weights, *inputs)
+    flat_grad, _ = kernels.lstm_bptt(*inputs, flat, **sizes)
+    assert_grads_close(flat_grad, expected)
+
+
+@pytest.mark.parametrize(("layers", "hidden", "preprocess"), SHAPES)
+@pytest.mark.parametrize("n", [1, 63, 65])
+def test_steps_in_place_equal_the_rule(level, layers, hidden, preprocess, n):
+    rule, weights, flat, sizes = make(layers, hidden, preprocess, scale=1.0)
+    grads, state, cotangents = draw(rule, 5, n)
+    _, last, expected = reference(rule, weights, grads, state, cotangents)
+    steps = torch.stack([kernels.lstm_step_(grad, state, flat, **sizes) for grad in grads])
+    assert (steps.double() - expected).abs().max() < 2e-6
+    assert (state.double() - last).abs().max() < 2e-6
+
+
+def test_each_perturbation_steps_with_its_own_weights():
+    rule, _, flat, sizes = make(1, 8)
+    _, state, _ = draw(rule, 1, 37)
+    grads, rules = torch.randn(3, 37), torch.stack([flat, 0.5 * flat, -flat])
+    together = state.repeat(3, 1, 1)
+    steps = kernels.lstm_step_(grads, together, rules, **sizes)
+    for index in range(3):
+        alone = state.clone()
+        step = kernels.lstm_step_(grads[index], alone, rules[index].contiguous(), **sizes)
+        assert torch.equal(steps[index], step)
+        assert torch.equal(together[index], alone)
+
+
+def test_the_number_of_threads_does_not_change_a_bit():
+    rule, _, flat, sizes = make()
+    inputs = draw(rule, 4, 3001)
+    one, _ = kernels.lstm_bptt(*inputs, flat, **sizes, threads=1)
+    for threads in (2, 3, 7):
+        several, _ = kernels.lstm_bptt(*inputs, flat, **sizes, threads=threads)
+        assert torch.equal(one, several)
+
+
+def test_saturated_gates_give_finite_gradients(level):
+    rule, weights, _, sizes = make(1, 8)
+    weights = {name: 300.0 * value for name, value in weights.items()}
+    flat = torch.cat([weights[name].reshape(-1) for name in rule.weight_shapes()])
+    flat_grad, _ = kernels.lstm_bptt(*draw(rule, 8, 65), flat, **sizes)
+    assert flat_grad.isfinite().all()
+    inputs = draw(rule, 1, 65)
+    _, last, _ = reference(rule, weights, *inputs)
+    _, state = kernels.lstm_bptt(*inputs, flat, **sizes)
+    assert (state.double() - last).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nan_and_infinity_reach_the_state_as_in_the_rule(level, value):
+    rule, weights, flat, sizes = make(1, 4)
+    grads, state, cotangents = draw(rule, 1, 40)
+    grads[0, 7] = value
+    _, last, _ = reference(rule, weights, grads, state, cotangents)
+    kernels.lstm_step_(grads[0], state, flat, **sizes)
+    assert torch.equal(state.isfinite(), last.isfinite())
+    finite = last.isfinite()
+    assert (state.double() - last)[finite].abs().max() < 2e-6
+
+
+def test_subnormal_results_still_work_for_the_caller_afterwards():
+    rule, _, flat, sizes = make(1, 4)
+    kernels.lstm_bptt(*draw(rule, 2, 5), flat, **sizes, threads=1)
+    assert torch.tensor(1e-30).mul(1e-10).item() > 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grads": torch.zeros(2, 5, dtype=torch.float64)}, "grads must be float32"),
+        ({"grads": torch.zeros(5, 2).T}, "grads must be contiguous"),
+        ({"grads": torch.zeros(0, 5)}, "T, N > 0"),
+        ({"cotangents": torch.zeros(3, 5)}, "cotangents must have shape"),
+        ({"state": torch.zeros(7, 5)}, "state must have shape"),
+        ({"weights": torch.zeros(3)}, "weights must have shape"),
+        ({"layers": 9}, r"layers must be in \[1, 8\] but is 9"),
+        ({"hidden": 0}, r"hidden must be in"),
+        ({"p": -1.0}, "p must be in"),
+        ({"threads": 0}, "threads must be at least 1"),
+    ],
+)
+def test_wrong_arguments_are_refused(change, message):
+    rule, _, flat, sizes = make(1, 4)
+    grads, state, cotangents = draw(rule, 2, 5)
+    arguments = {"grads": grads, "state": state, "cotangents": cotangents, "weights": flat}
+    with pytest.raises(ValueError, match=message):
+        kernels.lstm_bptt(**(arguments | sizes | change))
+
+
+def test_an_unknown_instruction_set_is_refused(monkeypatch):
+    monkeypatch.setenv("LEARNED_OPTIM_ISA", "mmx")
+    with pytest.raises(ValueError, match="mmx"):
+        native.level()
+
+
+def test_a_missing_library_is_explained(monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "candidates", lambda: [tmp_path / "none.so"])
+    assert "learned_optim.kernels.build" in str(native._load.__wrapped__())
+
+
+def test_a_stale_library_is_refused(monkeypatch):
+    monkeypatch.setattr(build, "sources_hash", lambda: "another")
+    assert "built from other sources" in str(native._load.__wrapped__())
+
+
+def test_without_a_compiler_the_build_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(build.BuildError, match=r"\$CXX"):
+        build.build(tmp_path / "x.so")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_compiler_is_quoted(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(build.BuildError, match="failed"):
+        build.build(tmp_path / "x.so")
+
+
+def test_importing_the_package_loads_no_library():
+    code = "import learned_optim.kernels.native as n; print(n._load.cache_info().currsize)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"

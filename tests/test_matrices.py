@@ -1,0 +1,93 @@
+"""Orthogonalisation against the singular value decomposition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from learned_optim import matrices
+from learned_optim.matrices import as_matrix, in_bfloat16, orthogonalize
+
+SHAPES = pytest.mark.parametrize("shape", [(8, 8), (4, 20), (20, 4), (3, 4, 20), (2, 3, 20, 4)])
+
+
+def conditioned(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Singular values from 1 to 10, random singular vectors."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+    u, s, v = torch.linalg.svd(drawn, full_matrices=False)
+    return u @ torch.diag_embed(torch.linspace(1, 10, s.shape[-1]).double().expand_as(s)) @ v
+
+
+@SHAPES
+def test_singular_values_come_near_one_and_their_vectors_stay(shape: tuple[int, ...]):
+    matrix = conditioned(shape)
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    # In the basis of its singular vectors the result is diagonal: the vectors have stayed.
+    found = u.mT @ orthogonalize(matrix) @ v.mT
+    values = found.diagonal(dim1=-2, dim2=-1)
+    assert 0.6 < values.min() < values.max() < 1.3
+    torch.testing.assert_close(found, torch.diag_embed(values), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e-20, 1.0, 1e20, 1e37])
+def test_the_scale_does_not_matter_in_float32(scale: float):
+    matrix = conditioned((6, 10)).float()
+    expected = orthogonalize(matrix)
+    # Numbers below 1e-38 have fewer digits.
+    torch.testing.assert_close(
+        orthogonalize(matrix * scale), expected, rtol=0, atol=1e-2 if scale < 1e-38 else 1e-4
+    )
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+def test_large_matrices_may_run_in_bfloat16(tiles: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(matrices, "CPU_HAS_TILES", tiles)
+    monkeypatch.setattr(matrices, "CPU_TILES_FROM", 16)
+    large, small, double = (conditioned(s) for s in ((16, 20), (15, 20), (16, 20)))
+    large, small = large.float(), small.float()
+    assert [in_bfloat16(x) for x in (large, small, double)] == [tiles, False, False]
+    found = orthogonalize(large)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, orthogonalize(double).float(), rtol=0, atol=0.02)
+    assert 0.6 < torch.linalg.svdvals(found).min() < torch.linalg.svdvals(found).max() < 1.3
+
+
+def test_a_batch_is_its_matrices_one_by_one():
+    batch = conditioned((3, 5, 7))
+    for index in range(3):
+        torch.testing.assert_close(orthogonalize(batch)[index], orthogonalize(batch[index]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_zero_matrix_stays_zero_and_has_a_derivative(dtype: torch.dtype):
+    matrix = torch.zeros(2, 4, 6, dtype=dtype)
+    matrix[1] = conditioned((4, 6)).to(dtype)
+    matrix.requires_grad_()
+    result = orthogonalize(matrix)
+    assert not result[0].any()
+    assert result[1].any()
+    (gradient,) = torch.autograd.grad(result.square().sum() + result.sum(), matrix)
+    assert bool(gradient.isfinite().all())
+    assert gradient[1].any()
+
+
+def test_the_derivative_is_right():
+    matrix = conditioned((3, 4)).requires_grad_()
+    assert torch.autograd.gradcheck(orthogonalize, (matrix,))
+
+
+def test_a_number_that_is_not_finite_does_not_hide():
+    matrix = conditioned((4, 4))
+    matrix[1, 2] = torch.inf
+    assert not orthogonalize(matrix).isfinite().any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "matrix"), [((3, 4), (3, 4)), ((8, 3, 5, 5), (8, 75)), ((2, 0, 3), (2, 0))]
+)
+def test_tensors_are_matrices_of_the_first_dimension(
+    shape: tuple[int, ...], matrix: tuple[int, int]
+):
+    assert as_matrix(shape) == matrix

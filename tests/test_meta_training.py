@@ -1,0 +1,296 @@
+"""The unroll, the replay and tbptt, against graphs and closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from learned_optim.meta_training.estimators.tbptt import TBPTT
+from learned_optim.meta_training.meta_loss import META_LOSSES, Log, Sum
+from learned_optim.meta_training.replay import cotangents
+from learned_optim.meta_training.truncation import Constant, HeavyTailed, LogUniform, Worker
+from learned_optim.meta_training.unroll import Runs, advance, begin
+from learned_optim.rules import L2L, RULES, LearnableSGD
+from learned_optim.rules.base import UpdateRule, Weights
+from learned_optim.tasks.base import Task, TaskFamily
+from learned_optim.tasks.mnist_mlp import MnistMLP
+from learned_optim.tasks.quadratic import Quadratic
+
+SMALL = MnistMLP(hidden=5, batch_size=16, dataset="digits", init_std=0.3)
+
+
+def draw(rule: UpdateRule, seed: int = 0) -> Weights:
+    """Initial weights, with heads of full size where there are some, so that all weights matter."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = rule.init_weights(generator)
+    for key, value in weights.items():
+        if "head" in key:
+            weights[key] = 0.2 * torch.randn(value.shape, generator=generator)
+    return weights
+
+
+def window_gradient_by_graph(rule, weights, worker, steps, meta_loss, second_derivatives):
+    carry = worker.current(rule)
+    leaves = {key: value.clone().requires_grad_() for key, value in weights.items()}
+    losses = []
+    for _ in range(steps):
+        carry = advance(
+            rule,
+            leaves,
+            worker.runs,
+            worker.layout,
+            carry,
+            second_derivatives=second_derivatives,
+        )
+        losses.append(carry.loss)
+    value = meta_loss(torch.stack(losses)).mean()
+    grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    return dict(zip(leaves, grads, strict=True)), float(value.detach())
+
+
+@pytest.mark.parametrize("meta_loss", [cls() for cls in META_LOSSES.values()], ids=META_LOSSES)
+@pytest.mark.parametrize("name", RULES)
+def test_replay_gives_the_gradient_of_the_unrolled_graph(name, meta_loss):
+    rule = RULES[name]()
+    weights = draw(rule)
+    estimate = TBPTT(unroll=7).estimate(
+        rule, weights, Worker(SMALL, 3, Constant(20), 1, 0), meta_loss
+    )
+    expected, value = window_gradient_by_graph(
+        rule, weights, Worker(SMALL, 3, Constant(20), 1, 0), 7, meta_loss, False
+    )
+    assert estimate.meta_loss == pytest.approx(value, rel=1e-5)
+    idle = 0
+    for key, grad in expected.items():
+        scale = float(grad.norm())
+        idle += scale == 0
+        # 1e-3: Adam's second moment moves the steps so little that rounding shows.
+        assert float((estimate.grads[key] - grad).norm()) <= 1e-3 * scale, key
+    # The floor of `default` alone may have nothing to do here.
+    assert idle <= (name == "default"), "weights without a gradient test nothing"
+
+
+def test_second_derivatives_give_the_gradient_of_the_meta_loss_itself():
+    """Central differences in float64 of the whole horizon's meta-loss."""
+    rule, family = L2L(layers=1, hidden=3, preprocess="none"), Quadratic(dim=4, init_std=1.0)
+    weights = {key: value.double() for key, value in draw(rule).items()}
+
+    def worker() -> Worker:
+        made = Worker(family, 2, Constant(6), 3, 0)
+        made.current(rule)
+        to_double(made)
+        return made
+
+    def to_double(made: Worker) -> None:
+        runs = made.runs
+        runs.initial = {key: value.double() for key, value in runs.initial.items()}
+        runs.constants = {key: value.double() for key, value in runs.constants.items()}
+        made.layout, made.carry = begin(rule, runs)
+
+    estimate = TBPTT(unroll=6, second_derivatives=True).estimate(rule, weights, worker(), Sum())
+    for key, value in weights.items():
+        flat, index = value.flatten(), value.numel() // 2
+        shifted = []
+        for sign in (1, -1):
+            moved = flat.clone()
+            moved[index] += sign * 1e-5
+            trial = {**weights, key: moved.view_as(value)}
+            shifted.append(window_gradient_by_graph(rule, trial, worker(), 6, Sum(), True)[1])
+        slope = (shifted[0] - shifted[1]) / 2e-5
+        assert float(estimate.grads[key].flatten()[index]) == pytest.approx(slope, rel=1e-5)
+
+
+def test_gradient_descent_on_a_bowl_has_its_closed_form_meta_gradient():
+    """f = theta^2 / 2 with step a: theta_t = (1 - a)^t theta_0, d sum f / d log a by hand."""
+
+    class BowlTask(Task):
+        def init(self, generator):
+            return {"theta": torch.randn(3, generator=generator, dtype=torch.float64)}, {}
+
+        def loss(self, params, batch):
+            return 0.5 * (params["theta"] ** 2).sum()
+
+    class Bowl(TaskFamily):
+        name = "bowl"
+
+        def sample(self, generator):
+            return BowlTask()
+
+    rule = LearnableSGD(learning_rate=0.1)
+    weights = {key: value.double() for key, value in draw(rule).items()}
+    worker = Worker(Bowl(), 1, Constant(5), 0, 0)
+    theta0 = worker.current(rule).theta
+    estimate = TBPTT(unroll=5, second_derivatives=True).estimate(rule, weights, worker, Sum())
+    energy, a = float((theta0**2).sum()), float(weights["log_lr"].exp())
+    exact = sum(-a * t * (1 - a) ** (2 * t - 1) * energy for t in range(1, 6))
+    assert float(estimate.grads["log_lr"]) == pytest.approx(exact, rel=1e-12)
+
+
+def test_dropping_second_derivatives_is_a_different_gradient():
+    rule, weights = L2L(), draw(L2L())
+    results = [
+        TBPTT(unroll=5, second_derivatives=flag).estimate(
+            rule, weights, Worker(SMALL, 1, Constant(5), 1, 0), Sum()
+        )
+        for flag in (False, True)
+    ]
+    first, second = (result.grads["head.w"] for result in results)
+    assert results[0].meta_loss == pytest.approx(results[1].meta_loss, rel=1e-5)
+    assert float((first - second).norm()) > 1e-4 * float(second.norm())
+
+
+def test_cotangent_of_a_step_sums_the_gradients_of_all_later_losses():
+    weights = torch.tensor([[1.0], [2.0], [3.0]])
+    grads = torch.tensor([[[1.0]], [[10.0]], [[100.0]]])
+    assert cotangents(weights, grads).flatten().tolist() == [321.0, 320.0, 300.0]
+
+
+def test_log_meta_loss_weighs_each_loss_by_its_inverse():
+    losses = torch.tensor([[4.0], [0.5]])
+    assert Log().step_weights(losses).flatten().tolist() == pytest.approx([0.125, 1.0])
+
+
+def test_windows_go_on_where_the_last_one_ended_and_episodes_end_on_time():
+    rule, weights = L2L(), draw(L2L())
+    worker = Worker(SMALL, 2, Constant(12), 0, 0)
+    steps = []
+    for _ in range(4):
+        TBPTT(unroll=5).estimate(rule, weights, worker, Sum())
+        assert worker.carry is not None
+        steps.append((worker.episode, worker.carry.step))
+    assert steps == [(0, 5), (0, 10), (0, 12), (1, 5)]
+
+
+def test_a_run_does_not_depend_on_the_runs_beside_it():
+    rule, weights = L2L(), draw(L2L())
+
+    def final(seeds):
+        runs = Runs(SMALL.sample(torch.Generator()), seeds)
+        layout, carry = begin(rule, runs)
+        for _ in range(4):
+            carry = advance(rule, weights, runs, layout, carry)
+        return carry.loss
+
+    assert torch.allclose(final([5, 6, 7])[1], final([6])[0], rtol=1e-5)
+    assert not torch.allclose(final([5, 6])[0], final([5, 6])[1], rtol=1e-3)
+
+
+def test_perturbed_weights_share_start_and_minibatches():
+    rule, task = L2L(), SMALL.sample(torch.Generator())
+    weights = [draw(rule, seed) for seed in (0, 1)]
+    together = {key: torch.stack([w[key] for w in weights]) for key in weights[0]}
+    runs = Runs(task, [3, 4], perturbations=2)
+    layout, carry = begin(rule, runs)
+    for _ in range(3):
+        carry = advance(rule, together, runs, layout, carry)
+    for k in range(2):
+        alone = Runs(task, [3, 4])
+        layout_k, carry_k = begin(rule, alone)
+        for _ in range(3):
+            carry_k = advance(rule, weights[k], alone, layout_k, carry_k)
+        assert torch.allclose(carry.loss[:, k], carry_k.loss, rtol=1e-4)
+
+
+def test_rules_with_per_tensor_stages_see_each_tensor():
+    """Steps proportional to each tensor's gradient norm, against a loop over the tensors."""
+
+    class Normed(LearnableSGD):
+        name = "normed"
+        summary_size = 1
+
+        def describe(self, shape):
+            return (float(len(shape)),)
+
+        def summarize(self, coords, state):
+            return coords.grad.square().sum(-1, keepdim=True)
+
+        def control(self, sums, facts, state, clock, weights):
+            return sums.sqrt() * facts, state
+
+        def update(self, coords, state, signals, weights):
+            return -signals[..., 0, :] * coords.grad, {}
+
+    rule = Normed()
+    runs = Runs(SMALL.sample(torch.Generator()), [0, 1])
+    layout, carry = begin(rule, runs)
+    after = layout.split(advance(rule, draw(rule), runs, layout, carry).theta)
+    before, grads = layout.split(carry.theta), layout.split(carry.grad)
+    assert {key: value.shape for key, value in before.items()} == {
+        key: value.shape for key, value in runs.initial.items()
+    }
+    for key, theta in before.items():
+        assert torch.equal(theta, runs.initial[key])
+        rank = theta.dim() - 1
+        norms = grads[key].flatten(1).norm(dim=1).view(-1, *[1] * rank)
+        assert torch.allclose(after[key], theta - rank * norms * grads[key], rtol=1e-5, atol=1e-8)
+
+
+def test_a_diverging_window_is_reported_and_ends_the_episode():
+    rule = LearnableSGD(learning_rate=1e3)
+    worker = Worker(Quadratic(), 2, Constant(100), 0, 0)
+    estimate = TBPTT(unroll=20).estimate(rule, draw(rule), worker, Sum())
+    assert estimate.non_finite == 2
+    assert worker.carry is None
+    assert all(float(grad.abs().max()) == 0 for grad in estimate.grads.values())
+
+
+def test_the_first_episode_of_a_staggered_worker_is_cut_at_a_random_step():
+    rule, family = LearnableSGD(), Quadratic()
+    stops = []
+    for index in range(30):
+        worker = Worker(family, 1, Constant(100), 0, index, stagger=True)
+        worker.current(rule)
+        stops.append(worker.stop_at)
+        assert worker.total_steps == 100
+        worker.abandon()
+        worker.current(rule)
+        assert worker.stop_at == 100
+    assert min(stops) < 25
+    assert max(stops) > 75
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_forward_mode_gives_the_full_horizon_gradient_of_backpropagation():
+    """RTRL is forward mode: Jacobian-vector products of the whole unroll, one for each weight."""
+    rule, family = L2L(layers=1, hidden=2, preprocess="none"), Quadratic(dim=2, init_std=1.0)
+    weights = draw(rule)
+    estimate = TBPTT(unroll=5, second_derivatives=True).estimate(
+        rule, weights, Worker(family, 1, Constant(5), 0, 0), Sum()
+    )
+
+    def meta_loss(values: Weights) -> torch.Tensor:
+        worker = Worker(family, 1, Constant(5), 0, 0)
+        carry, losses = worker.current(rule), []
+        for _ in range(5):
+            carry = advance(
+                rule, values, worker.runs, worker.layout, carry, second_derivatives=True
+            )
+            losses.append(carry.loss)
+        return torch.stack(losses).sum(0).mean()
+
+    for key, value in weights.items():
+        for index in range(0, value.numel(), 3):
+            tangents = {k: torch.zeros_like(v) for k, v in weights.items()}
+            tangents[key].view(-1)[index] = 1.0
+            slope = torch.func.jvp(meta_loss, (weights,), (tangents,))[1]
+            expected = estimate.grads[key].flatten()[index]
+            torch.testing.assert_close(slope, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_heavy_tailed_horizons_have_their_tail():
+    rng = torch.Generator().manual_seed(0)
+    drawn = [HeavyTailed(low=10, high=10**6, tail=1.0).sample(rng) for _ in range(4000)]
+    assert min(drawn) >= 10
+    assert sum(steps > 100 for steps in drawn) / 4000 == pytest.approx(0.1, abs=0.02)
+    assert HeavyTailed(low=10, high=12).sample(rng) <= 12
+
+
+def test_log_uniform_horizons_stay_in_range_and_spread_evenly_in_the_logarithm():
+    rng = torch.Generator().manual_seed(0)
+    drawn = [LogUniform(10, 1000).sample(rng) for _ in range(2000)]
+    assert min(drawn) >= 10
+    assert max(drawn) <= 1000
+    assert sum(steps < 100 for steps in drawn) / 2000 == pytest.approx(0.5, abs=0.04)
+    assert math.isclose(LogUniform(7, 7).sample(rng), 7)

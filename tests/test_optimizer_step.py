@@ -1,0 +1,323 @@
+"""What one step does to parameters, gradients and the world around."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from small_training import (
+    ADAM,
+    GRU,
+    LSTM,
+    assert_near,
+    data,
+    fit,
+    frozen_state,
+    loss_of,
+    make,
+    mlp,
+    parameters,
+    randn,
+    same,
+    same_tree,
+    set_grads,
+    snapshot,
+)
+from torch import nn
+
+from learned_optim import alarm
+
+RULES = pytest.mark.parametrize("rule", [ADAM, LSTM, GRU], ids=["adam", "lstm", "gru"])
+
+
+def test_a_closure_runs_with_grad_and_its_loss_comes_back():
+    model, twin, batches = mlp(), mlp(), data(4)
+    optimizer, other = make(model.parameters()), make(twin.parameters())
+    for batch in batches:
+        fit(twin, other, [batch])
+
+        def closure(batch: Any = batch) -> float:
+            assert torch.is_grad_enabled()
+            optimizer.zero_grad()
+            loss = loss_of(model, batch)
+            loss.backward()
+            return loss  # type: ignore[return-value]
+
+        expected = loss_of(model, batch).item()
+        with torch.no_grad():
+            assert float(optimizer.step(closure)) == pytest.approx(expected)
+    assert same(model, twin)
+    assert optimizer.step() is None
+
+
+def test_a_closure_that_raises_leaves_parameters_and_state_alone():
+    params = parameters()
+    optimizer = make(params)
+    set_grads(params, 0)
+    optimizer.step()
+    before, state = snapshot(params), frozen_state(optimizer)
+
+    def closure() -> float:
+        raise KeyError("data ran out")
+
+    with pytest.raises(KeyError, match="data ran out"):
+        optimizer.step(closure)
+    assert same(params, before)
+    assert same_tree(state, optimizer.state_dict())
+    set_grads(params, 1)
+    optimizer.step()
+    assert torch.is_grad_enabled()
+
+
+# ------------------------------------------------------------------------------------ gradients
+
+
+@RULES
+def test_parameters_without_gradient_are_left_alone_until_they_have_one(rule: Any):
+    params = parameters()
+    optimizer = make(params, rule)
+    before = snapshot(params)
+    optimizer.step()
+    assert same(params, before)
+    for k in range(4):
+        set_grads(params, k)
+        if k < 2:
+            params[1].grad = None
+        optimizer.step()
+        assert torch.equal(params[1], before[1]) == (k < 2)
+    assert optimizer.state[params[1]]["step"] == 2
+
+
+@RULES
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_parameter_with_a_broken_gradient_sits_the_step_out(rule: Any, value: float):
+    params = parameters()
+    optimizer = make(params, rule, weight_decay=10.0)
+    set_grads(params, 0)
+    optimizer.step()
+    before, state = snapshot(params), frozen_state(optimizer)["state"]
+    set_grads(params, 1)
+    params[0].grad[2, 1] = value  # type: ignore[index]
+    with pytest.warns(UserWarning, match=r"NaN or infinity \(first in .* \(4, 3\)\)") as caught:
+        optimizer.step()
+    assert caught[0].filename == __file__
+    assert torch.equal(params[0], before[0])
+    assert same_tree(optimizer.state_dict()["state"][0], state[0])
+    assert not torch.equal(params[1], before[1])
+    assert optimizer.state[params[1]]["step"] == 2
+    optimizer.step()  # the warning is not repeated: warnings are errors here
+    set_grads(params, 2)
+    optimizer.step()
+    assert not torch.equal(params[0], before[0])
+    assert optimizer.state[params[0]]["step"] == 2
+
+
+@RULES
+def test_gradients_of_any_size_keep_everything_finite(rule: Any):
+    for exponent in (-45, -38, -20, 0, 10, 18):
+        params = parameters()
+        optimizer = make(params, rule)
+        for k in range(3):
+            set_grads(params, k)
+            for p in params:
+                p.grad *= 10.0**exponent  # type: ignore[operator]
+            optimizer.step()
+        state = [v for entries in optimizer.state.values() for v in entries.values()]
+        assert all(bool(t.isfinite().all()) for t in (*params, *state))
+
+
+def test_sparse_gradients_are_refused_by_name_and_nothing_changes():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Embedding(10, 3, sparse=True))
+    optimizer = make(model.parameters())
+    before = snapshot(model)
+    model[1](torch.tensor([1, 3])).sum().backward()
+    model[0](torch.ones(1, 2)).sum().backward()
+    with pytest.raises(RuntimeError, match=r"does not support sparse gradients .*\(10, 3\)"):
+        optimizer.step()
+    assert same(model, before)
+    assert not optimizer.state
+
+
+@RULES
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_parameters_equal_their_pairs_of_reals(rule: Any, dtype: torch.dtype):
+    z = nn.Parameter(torch.complex(randn((4,), 0), randn((4,), 1)).to(dtype))
+    x = nn.Parameter(torch.view_as_real(z.detach()).clone())
+    complex_one, real_one = make([z], rule), make([x], rule)
+    for k in range(4):
+        x.grad = randn((4, 2), 10 + k, x.dtype)
+        z.grad = torch.view_as_complex(x.grad)
+        complex_one.step()
+        real_one.step()
+        saved = frozen_state(complex_one)
+        complex_one.load_state_dict(saved)
+        assert same_tree(saved, complex_one.state_dict())
+    assert same([torch.view_as_real(z.detach())], [x])
+
+
+@RULES
+def test_strided_parameters_and_gradients_equal_contiguous_ones(rule: Any):
+    plain = parameters(((5, 4), (5, 4)))
+    wide = torch.zeros(5, 8)
+    wide[:, ::2] = plain[1].detach()
+    odd = [nn.Parameter(plain[0].detach().t().contiguous().t()), nn.Parameter(wide[:, ::2])]
+    optimizers = make(plain, rule), make(odd, rule)
+    for k in range(4):
+        set_grads(plain, k)
+        plain[1].grad = plain[1].grad[:, :1].expand(5, 4).clone()  # type: ignore[index]
+        odd[0].grad = plain[0].grad.clone()  # type: ignore[union-attr]
+        odd[1].grad = plain[1].grad[:, :1].expand(5, 4)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert_near(odd, plain, 1e-6)
+
+
+def test_on_cuda_the_warning_comes_late_and_once(monkeypatch: pytest.MonkeyPatch):
+    """The logic, with events that happen when the test says so; nothing here needs a GPU."""
+
+    class Event:
+        happened = False
+
+        def record(self, stream: object) -> None:
+            pass
+
+        def query(self) -> bool:
+            return self.happened
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(alarm, "pinned_flag", lambda: torch.zeros((), dtype=torch.bool))
+    good, bad = torch.tensor([True, True]), torch.tensor([True, False])
+    siren = alarm.Alarm()
+    for verdict in (good, bad, good):  # the copy of the first is under way all the time
+        siren.watch(verdict)
+    Event.happened = True
+    siren.watch(good)  # the first has arrived: nothing was broken by then
+    siren.watch(good)  # a copy of all that was seen since
+    with pytest.warns(UserWarning, match="NaN or infinity"):
+        siren.watch(good)
+    siren.watch(bad)
+    siren.watch(bad)
+    assert siren.raised
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@RULES
+def test_on_cuda_steps_equal_the_cpus_and_broken_gradients_are_masked(rule: Any):
+    here, there = parameters(), [nn.Parameter(p.detach().cuda()) for p in parameters()]
+    optimizers = make(here, rule, fused=False), make(there, rule, fused=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for k in range(6):
+            set_grads(here, k)
+            if k == 2:
+                here[0].grad[0, 0] = float("nan")  # type: ignore[index]
+            for p, q in zip(here, there, strict=True):
+                q.grad = p.grad.cuda()  # type: ignore[union-attr]
+            for optimizer in optimizers:
+                optimizer.step()
+            torch.cuda.synchronize()
+    assert_near([p.detach().cpu() for p in there], here, 1e-5)
+    assert all(v.is_cuda for entries in optimizers[1].state.values() for v in entries.values())
+    assert len(caught) == 2
+
+
+# --------------------------------------------------------------------- shapes, dtypes, devices
+
+
+@RULES
+def test_empty_scalar_and_deep_parameters(rule: Any):
+    params = parameters(((0, 3), (4, 3), (), (0,), (1,), (2, 1, 3, 2, 2)))
+    optimizer = make(params, rule)
+    before = snapshot(params)
+    for k in range(3):
+        set_grads(params, k)
+        optimizer.step()
+    for param, old in zip(params, before, strict=True):
+        assert param.shape == old.shape
+        assert not param.numel() or not torch.equal(param, old)
+
+
+@RULES
+def test_all_dtypes_in_one_optimizer(rule: Any):
+    dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    params = [p for d in dtypes for p in parameters(((4, 3),), d)]
+    alone = [p for d in dtypes for p in parameters(((4, 3),), d)]
+    together, each = make(params, rule), [make([p], rule) for p in alone]
+    for k in range(4):
+        set_grads(params, k)
+        for p, q in zip(params, alone, strict=True):
+            assert p.grad is not None
+            q.grad = p.grad.clone()
+        together.step()
+        for optimizer in each:
+            optimizer.step()
+    assert same(params, alone)
+    for param, dtype in zip(params, dtypes, strict=True):
+        assert param.dtype == dtype
+        wanted = torch.float64 if dtype == torch.float64 else torch.float32
+        state = together.state[param]
+        assert state["step"].dtype == torch.float32
+        assert all(v.dtype == wanted for key, v in state.items() if key != "step")
+
+
+def test_a_bfloat16_step_is_the_float32_step_rounded_once():
+    half, single = parameters(dtype=torch.bfloat16), parameters(dtype=torch.bfloat16)
+    single = [nn.Parameter(p.detach().float()) for p in single]
+    optimizers = make(half, ADAM, weight_decay=0.1), make(single, ADAM, weight_decay=0.1)
+    set_grads(half, 0)
+    for p, q in zip(half, single, strict=True):
+        q.grad = p.grad.float()  # type: ignore[union-attr]
+    for optimizer in optimizers:
+        optimizer.step()
+    assert same(half, [p.detach().bfloat16() for p in single])
+
+
+def test_steps_on_the_meta_device_read_nothing_back():
+    params = [nn.Parameter(torch.empty(shape, device="meta")) for shape in ((4, 3), (), (0,))]
+    optimizer = make(params, weight_decay=0.1)
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.empty_like(p)
+        optimizer.step()
+    state = [v for entries in optimizer.state.values() for v in entries.values()]
+    assert all(v.device.type == "meta" for v in state)
+
+
+def test_a_model_may_move_to_another_dtype_before_the_first_step():
+    for swap in (False, True):
+        torch.__future__.set_swap_module_params_on_conversion(swap)
+        try:
+            model = mlp()
+            optimizer = make(model.parameters())
+            model.double()
+            before = snapshot(model)
+            fit(model, optimizer, data(2, dtype=torch.float64))
+        finally:
+            torch.__future__.set_swap_module_params_on_conversion(False)
+        assert not same(model, before)
+        state = optimizer.state[next(model.parameters())]
+        assert state["cell"].dtype == torch.float64
+
+
+@RULES
+def test_autocast_and_the_default_dtype_do_not_change_a_step(rule: Any):
+    plain, cast, wide = parameters(), parameters(), parameters()
+    first, second, third = make(plain, rule), make(cast, rule), make(wide, rule)
+    for k in range(3):
+        for params in (plain, cast, wide):
+            set_grads(params, k)
+        first.step()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            second.step()
+        torch.set_default_dtype(torch.float64)
+        try:
+            third.step()
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert same(plain, cast)
+    assert_near(plain, wide, 1e-6)
+    assert third.state[wide[0]]["step"].dtype == torch.float64

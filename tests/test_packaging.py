@@ -1,0 +1,217 @@
+"""Wheel and sdist, installed into an environment of their own with the network cut, work.
+
+torch and the other dependencies are those of the environment that runs the tests: a .pth file
+shows them to the fresh one, so nothing is downloaded. The wheel is built without a compiler and
+the sdist's with whatever there is, so both ways of installing are covered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = ("learned_optim", "pretrained", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+
+# Becomes sitecustomize.py: every Python process of the test starts with it.
+NO_NETWORK = """
+import socket
+
+def refuse(*args, **kwargs):
+    raise OSError("this test has no network")
+
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+"""
+
+BUILD = """
+import sys
+from setuptools import build_meta
+print(getattr(build_meta, "build_" + sys.argv[1])(sys.argv[2]))
+"""
+
+# Runs in the fresh environment and prints what the test then checks.
+USE = """
+import hashlib, json, socket, sys
+from importlib.metadata import version
+from importlib.resources import files
+
+try:
+    socket.create_connection(("127.0.0.1", 9))
+    sys.exit("the network is not cut")
+except OSError as error:
+    assert "no network" in str(error)
+
+import torch
+import learned_optim
+from learned_optim import LearnedOptimizer, kernels, weights
+from learned_optim.rules import Adam
+
+def step(**rule):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 3)
+    optimizer = LearnedOptimizer(model.parameters(), **rule)
+    before = model.weight.detach().clone()
+    model(torch.ones(8, 4)).square().mean().backward()
+    optimizer.step()
+    return (model.weight - before).abs().max().item()
+
+adam = Adam()
+adam = weights.in_memory(adam, adam.init_weights(torch.Generator()), name="adam")
+bundled = weights.bundled_names()
+print(json.dumps({
+    "where": learned_optim.__file__,
+    "versions": [learned_optim.__version__, version("learned-optim")],
+    "typed": files("learned_optim").joinpath("py.typed").is_file(),
+    "adam": step(rule=adam),
+    "default": step() if bundled else None,
+    "bundled": {name: weights.load_bundled(name).sha256 for name in bundled},
+    "no_kernels": kernels.why_not(),
+}))
+"""
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """Variables for processes without network, without the caches and the caller's settings."""
+    (folder / "sitecustomize.py").write_text(NO_NETWORK)
+    kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "TMPDIR") if key in os.environ}
+    offline = {
+        "PIP_NO_INDEX": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_CONFIG_FILE": "/dev/null",
+    }
+    caches = {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    return {**kept, **offline, **caches, "PYTHONPATH": str(folder), **more}
+
+
+def run(command: list[str | Path], folder: Path, env: dict[str, str]) -> str:
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def copied_sources(folder: Path) -> Path:
+    """The shipped part of the tree, without anything that was built in it."""
+    target = folder / "sources"
+    ignore = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info", "*.pyc")
+    for name in SHIPPED:
+        origin = ROOT / name
+        if origin.is_dir():
+            shutil.copytree(origin, target / name, ignore=ignore)
+        elif origin.exists():
+            target.mkdir(exist_ok=True)
+            shutil.copy(origin, target / name)
+    return target
+
+
+def build(kind: str, sources: Path, folder: Path, env: dict[str, str]) -> Path:
+    """Build a "wheel" or an "sdist" with the backend that this environment has."""
+    folder.mkdir()
+    printed = run([sys.executable, "-c", BUILD, kind, folder], sources, env)
+    return folder / printed.split()[-1]
+
+
+def use_installed(wheel: Path, folder: Path) -> dict[str, Any]:
+    """Install a wheel into a fresh environment and take a step there."""
+    env = environment(folder)
+    fresh = folder / "venv"
+    venv.create(fresh, with_pip=False, symlinks=True)
+    python = fresh / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    run([*pip, "install", "--quiet", "--no-deps", wheel], folder, env)
+    # Only the path is taken over, not the .pth files in it: the editable install stays out.
+    site = next((fresh / "lib").glob("python*/site-packages"))
+    (site / "dependencies.pth").write_text(f"{Path(torch.__file__).parent.parent}\n")
+    result = json.loads(run([python, "-W", "error", "-c", USE], folder, env))
+    result["fresh"] = str(fresh)
+    return result
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The archives: `sdist`, the `wheel` made from the tree, and `from_sdist`."""
+    for module in ("setuptools", "pip"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed here, and nothing is downloaded in tests")
+    folder = tmp_path_factory.mktemp("packaging")
+    env, no_compiler = environment(folder), environment(folder, CXX="/no/compiler")
+    sources = copied_sources(folder)
+    wheel = build("wheel", sources, folder / "wheel", no_compiler)
+    sdist = build("sdist", sources, folder / "sdist", env)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+    (unpacked,) = (folder / "unpacked").iterdir()
+    from_sdist = build("wheel", unpacked, folder / "from_sdist", env)
+    return {"sdist": sdist, "wheel": wheel, "from_sdist": from_sdist}
+
+
+def files_of(wheel: Path) -> dict[str, str]:
+    """Name -> sha256 of the files of the package in a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {
+            name: hashlib.sha256(archive.read(name)).hexdigest()
+            for name in archive.namelist()
+            if ".dist-info/" not in name
+        }
+
+
+def expected_files() -> dict[str, str]:
+    """What must be in a wheel: all modules, and the rules' files."""
+    modules = [*(ROOT / "learned_optim").rglob("*.py"), ROOT / "learned_optim" / "py.typed"]
+    listed = ROOT / "pretrained" / "SHA256SUMS"
+    rules = [line.split()[1] for line in listed.read_text().splitlines()] if listed.exists() else []
+    origins = {str(path.relative_to(ROOT)): path for path in modules}
+    origins |= {f"learned_optim/pretrained/{name}": ROOT / "pretrained" / name for name in rules}
+    if listed.exists():
+        origins["learned_optim/pretrained/SHA256SUMS"] = listed
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in origins.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "from_sdist"])
+def test_a_wheel_holds_every_module_and_every_bundled_rule_and_nothing_foreign(
+    built: dict[str, Path], kind: str
+):
+    found, expected = files_of(built[kind]), expected_files()
+    assert {name: found.get(name) for name in expected} == expected
+    assert {name.split("/")[0] for name in found} == {"learned_optim"}
+    assert not [name for name in found if name.endswith((".pyc", ".pt"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "from_sdist"])
+def test_an_installed_wheel_takes_a_step_without_network(
+    built: dict[str, Path], kind: str, tmp_path: Path
+):
+    result = use_installed(built[kind], tmp_path)
+    assert result["where"].startswith(result["fresh"])
+    assert result["versions"][0] == result["versions"][1]
+    assert result["typed"]
+    assert result["adam"] == pytest.approx(1e-3, rel=1e-3)
+    assert result["default"] is None or result["default"] > 0
+    for name, sha256 in result["bundled"].items():
+        weights = ROOT / "pretrained" / name / "model.safetensors"
+        assert hashlib.sha256(weights.read_bytes()).hexdigest() == sha256
+    if kind == "wheel":
+        assert result["no_kernels"], "built without a compiler, so there are none"
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_what_its_wheel_is_built_from(built: dict[str, Path]):
+    with tarfile.open(built["sdist"]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "README.md", "pyproject.toml"} <= names
+    sources = ROOT.glob("learned_optim/kernels/src/*")
+    assert {str(path.relative_to(ROOT)) for path in sources} <= names
