@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 
 from learned_optim import meta_training
 from learned_optim.meta_training import checkpoint
@@ -305,6 +306,42 @@ def test_two_processes_train_as_one_does_and_survive_the_death_of_a_worker(recip
         torch.testing.assert_close(two["weights"][key], value, rtol=1e-3, atol=1e-5)
     steps = [row["step"] for row in two["history"]]
     assert steps == [row["step"] for row in one["history"]]
+
+
+JOIN = """
+from learned_optim.meta_training import parallel
+with parallel.group():
+    print(parallel.world(), flush=True)
+"""
+
+
+def test_a_restarted_worker_does_not_connect_to_an_address_of_the_attempt_before():
+    """The second attempt's rank 1 joins only after rank 0 has looked for it."""
+    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def start(attempt: int, rank: int) -> subprocess.Popen:
+        environment = os.environ | {
+            "TORCHELASTIC_RUN_ID": "x",
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": str(attempt),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+            "WORLD_SIZE": "2",
+            "RANK": str(rank),
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        late = "import time; time.sleep(2)" if attempt and rank else ""
+        command = [sys.executable, "-c", JOIN.replace("with", f"{late}\nwith", 1)]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    for attempt in range(2):
+        workers = [start(attempt, rank) for rank in range(2)]
+        for worker in workers:
+            output, errors = worker.communicate(timeout=120)
+            assert output.decode().strip() == "2", errors.decode()[-2000:]
 
 
 def test_a_stage_of_the_curriculum_ends_when_it_stops_to_improve_and_was_worth_it():

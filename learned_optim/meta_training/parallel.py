@@ -40,11 +40,23 @@ def group() -> Iterator[None]:
     if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    store, rank, world = next(dist.rendezvous("env://"))
+    dist.init_process_group(backend, store=_own(store), rank=rank, world_size=world)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _own(store: dist.Store) -> dist.Store:
+    """The part of the store that belongs to this attempt.
+
+    torchrun keeps one store over its restarts, so a worker that is restarted faster than another
+    would find the address at which the other listened before, and fail to connect to it.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"attempt_{attempt}_of_{os.environ['WORLD_SIZE']}", store)
 
 
 def add_up(tensors: Sequence[Tensor]) -> list[Tensor]:
