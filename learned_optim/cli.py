@@ -7,13 +7,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from learned_optim import WeightsError, __version__
 
 # What is raised for a wrong argument, file or connection, WeightsUnavailable included: the message
 # says all, so there is no traceback. Anything else is a bug and shows one.
 _EXPECTED = (OSError, WeightsError)
+
+_MODEL = "a function that returns (model, loss) or (model, loss, evaluate), called for each run"
+
+T = TypeVar("T")
 
 
 def _stop(error: Exception, advice: str = "") -> NoReturn:
@@ -22,18 +26,33 @@ def _stop(error: Exception, advice: str = "") -> NoReturn:
     sys.exit(2)
 
 
+def _configured(config: type[T], arguments: argparse.Namespace) -> T:
+    """A config dataclass from the arguments that were given; one out of range ends the command."""
+    names = [field.name for field in fields(config)]  # pyright: ignore[reportArgumentType]
+    given = {name: getattr(arguments, name, None) for name in names}
+    try:
+        return config(**{key: value for key, value in given.items() if value is not None})
+    except ValueError as error:
+        _stop(error)
+
+
 def _demo(arguments: argparse.Namespace) -> None:
     from learned_optim.demo import DemoConfig, run_demo
-    from learned_optim.tasks.datasets import DataUnavailable
 
-    given = {field.name: getattr(arguments, field.name, None) for field in fields(DemoConfig)}
-    chosen = {key: value for key, value in given.items() if value is not None}
-    try:
-        report = run_demo(DemoConfig(**chosen))
-    except (ValueError, DataUnavailable) as error:
-        _stop(error)
+    report = run_demo(_configured(DemoConfig, arguments))
     folder = Path(report.folder)
     print(f"\n{report.text}\n\nCurves: {folder / 'digits.png'}, numbers: {folder / 'digits.json'}")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from learned_optim.compare import CompareConfig, FactoryError, run_compare
+
+    try:
+        report = run_compare(_configured(CompareConfig, arguments))
+    except FactoryError as error:
+        _stop(error)
+    folder = report.folder
+    print(f"{report.text}\n\nCurves: {folder / 'compare.png'}, numbers: {folder / 'compare.json'}")
 
 
 def _meta_train(arguments: argparse.Namespace) -> None:
@@ -93,6 +112,17 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--folder", type=Path, help="where the picture and the numbers go")
     demo.add_argument("--quiet", action="store_true", help="no progress bar")
     demo.set_defaults(call=_demo)
+
+    compare = commands.add_parser("compare", help="a learned rule and a tuned Adam on your model")
+    compare.add_argument("--model", required=True, metavar="MODULE:FUNCTION", help=_MODEL)
+    compare.add_argument("--steps", type=int, required=True, help="updates of each run")
+    compare.add_argument("--rule", help="bundled name, folder or user/repo@revision")
+    compare.add_argument("--seeds", type=int, help="runs of each optimizer (3)")
+    compare.add_argument("--tuning-seeds", type=int, help="runs of each of Adam's rates (2)")
+    compare.add_argument("--weight-decay", type=float, help="decoupled, of all (0)")
+    compare.add_argument("--folder", type=Path, help="for the picture and the numbers (compare)")
+    compare.add_argument("--quiet", action="store_true", help="no progress bar")
+    compare.set_defaults(call=_compare)
 
     train = commands.add_parser("meta-train", help="learn a rule from a recipe")
     train.add_argument("recipe", type=Path, help="a TOML file, such as pretrained/*/recipe.toml")

@@ -35,6 +35,8 @@ LAYERS = {
     "describe": 4,
     "resume": 3,
     "optimizer": 4,
+    "reporting": 0,
+    "compare": 5,
     "demo": 5,
     "cli": 6,
     "__main__": 7,

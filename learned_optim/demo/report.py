@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from learned_optim.demo.digits import HIDDEN, Run, Training
+from learned_optim.reporting import against, aligned, draw_band, finite, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 COLORS = ("#d1495b", "#8d99ae", "#1d3557")
 # The step at which the table shows a loss before the last.
 EARLY = 100
-# Losses within a factor e^LEVEL of each other count as the same.
-LEVEL = 0.02
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,8 @@ class Network:
         learned, default, best = self.contenders
         return (
             f"{self.activation}: after {self.training.steps} steps LearnedOptimizer "
-            f"{_against(learned, default, 'Adam at its default rate')} and "
-            f"{_against(learned, best, 'Adam at its best rate')}."
+            f"{against(learned.final_loss, default.final_loss, 'Adam at its default rate')} and "
+            f"{against(learned.final_loss, best.final_loss, 'Adam at its best rate')}."
         )
 
     def rows(self) -> list[list[str]]:
@@ -109,16 +108,16 @@ class Network:
             "batch_size": self.training.batch_size,
             "evaluated_at": self.training.evaluated,
             "adam_grid": [
-                {"rate": rate, "median_final_loss": _finite(loss)}
+                {"rate": rate, "median_final_loss": finite(loss)}
                 for rate, loss in self.grid.items()
             ],
             "contenders": [
                 {
                     "name": contender.name,
-                    "ratio_to_best_adam": _finite(self.ratio(contender)),
+                    "ratio_to_best_adam": finite(self.ratio(contender)),
                     "runs": [
                         {
-                            "train_loss": [_finite(value) for value in run.train_loss],
+                            "train_loss": [finite(value) for value in run.train_loss],
                             "test_accuracy": run.test_accuracy,
                             "seconds": run.seconds,
                         }
@@ -130,36 +129,8 @@ class Network:
         }
 
 
-def _against(one: Contender, other: Contender, name: str) -> str:
-    """`beats NAME (0.50 times its loss)` and the like."""
-    if not math.isfinite(one.final_loss):
-        return f"loses to {name} (it diverged)"
-    if not 0 < other.final_loss < math.inf:
-        return f"cannot be measured against {name}, whose loss is {other.final_loss}"
-    times = one.final_loss / other.final_loss
-    if abs(math.log(times)) < LEVEL:
-        return f"is level with {name}"
-    return f"{'beats' if times < 1 else 'loses to'} {name} ({times:.2f} times its loss)"
-
-
 def _loss_at(index: int, run: Run) -> float:
     return run.train_loss[index]
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no infinity and no NaN: None stands for a run that diverged."""
-    return value if math.isfinite(value) else None
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as text, the first column to the left, the others to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *rest in rows:
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -225,11 +196,7 @@ class Report:
 
 def _curves(axes: Axes, network: Network, pick: Callable[[Run], list[float]]) -> None:
     """Each contender's median over the seeds, and the band between its extremes."""
-    steps = network.training.evaluated
     for contender, color in zip(network.contenders, COLORS, strict=True):
-        values = torch.tensor([pick(run) for run in contender.runs])
-        low, high = values.amin(0), values.amax(0)
-        axes.plot(steps, values.quantile(0.5, dim=0), color=color, label=contender.name, lw=1.8)
-        axes.fill_between(steps, low, high, color=color, alpha=0.18, lw=0)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#dddddd", lw=0.6)
+        curves = [pick(run) for run in contender.runs]
+        draw_band(axes, network.training.evaluated, curves, color, contender.name)
+    plain(axes)

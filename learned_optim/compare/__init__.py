@@ -1,0 +1,7 @@
+"""`learned-optim compare`: LearnedOptimizer and a tuned Adam on a model of the user's own."""
+
+from learned_optim.compare.contest import CompareConfig as CompareConfig
+from learned_optim.compare.contest import run_compare as run_compare
+from learned_optim.compare.factory import FactoryError as FactoryError
+from learned_optim.compare.factory import Problem as Problem
+from learned_optim.compare.report import Report as Report

@@ -1,0 +1,119 @@
+"""The user's side of a comparison: one function that makes a model and its loss.
+
+    def build():
+        model = torch.nn.Linear(8, 1)
+        def loss():
+            x = torch.randn(32, 8)
+            return (model(x) - x.sum(-1, keepdim=True)).square().mean()
+        return model, loss
+
+It is called anew for each run, after the random generators of Python, NumPy and torch were seeded
+with the run's seed; `loss` is called once a step and draws its own minibatch. A third value,
+`evaluate`, may be returned: it gives what the comparison is about (a validation loss, say; less is
+better) in place of the training loss.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import random
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Factory = Callable[[], Any]
+
+_RETURNS = "(model, loss) or (model, loss, evaluate)"
+
+
+class FactoryError(ValueError):
+    """The function that should make the model is not there or returns something else."""
+
+
+class Problem(NamedTuple):
+    """What a factory returned, checked.
+
+    Attributes:
+        model: whose parameters are trained.
+        loss: the loss of a fresh minibatch, a tensor of one element.
+        evaluate: what the comparison is about instead, a number.
+    """
+
+    model: nn.Module
+    loss: Callable[[], Tensor]
+    evaluate: Callable[[], float | Tensor] | None = None
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that are trained."""
+        return [param for param in self.model.parameters() if param.requires_grad]
+
+
+def load_factory(name: str) -> Factory:
+    """The function that `package.module:function` names; the current folder is searched first.
+
+    Raises:
+        FactoryError: no such module or function, or the module needs one that is not installed.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise FactoryError(f"--model must be 'module:function' but is {name!r}")
+    if module_name.endswith(".py") or "/" in module_name:
+        raise FactoryError(
+            f"--model {name!r}: give the module's name, not its file: "
+            f"'{module_name.removesuffix('.py').replace('/', '.').lstrip('.')}:{attribute}'"
+        )
+    # A console script, unlike `python -m`, does not look where it was called.
+    here = os.getcwd()  # noqa: PTH109
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if f"{module_name}.".startswith(f"{missing}."):
+            raise FactoryError(
+                f"there is no module {missing!r} in {here} or where Python looks"
+            ) from None
+        raise FactoryError(f"{module_name} needs {missing!r}, which is not installed") from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        raise FactoryError(
+            f"{module_name} has no function {attribute!r}; it has: {', '.join(known) or 'none'}"
+        )
+    return factory
+
+
+def build(factory: Factory, seed: int) -> Problem:
+    """Seed everything, call the factory and check what it returns.
+
+    Raises:
+        FactoryError: it returns something else, or a model without parameters to train.
+    """
+    _seed(seed)
+    made = factory()
+    if not (isinstance(made, tuple) and len(made) in (2, 3)):
+        raise FactoryError(f"the factory must return {_RETURNS} but returned {made!r:.200}")
+    problem = Problem(*made)
+    if not isinstance(problem.model, nn.Module):
+        raise FactoryError(f"the factory must return {_RETURNS} but model is {type(made[0])}")
+    for key in ("loss", "evaluate"):
+        value = getattr(problem, key)
+        if not callable(value) and not (key == "evaluate" and value is None):
+            raise FactoryError(f"the factory must return {_RETURNS} but {key} is {value!r:.200}")
+    if not problem.parameters:
+        raise FactoryError("the model has no parameter with requires_grad, so nothing to train")
+    return problem
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed)

@@ -1,0 +1,66 @@
+"""What the demo and `compare` say alike: numbers as text and JSON, verdicts, curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Losses within a factor e^LEVEL of each other count as the same.
+LEVEL = 0.02
+
+
+def finite(value: float) -> float | None:
+    """JSON has no infinity and no NaN: None stands for a run that diverged."""
+    return value if math.isfinite(value) else None
+
+
+def against(mine: float, other: float, name: str) -> str:
+    """`beats NAME (0.50 times its loss)` and the like, of two final losses."""
+    if not math.isfinite(mine):
+        return (
+            f"loses to {name} (it diverged)" if math.isfinite(other) else f"diverged, like {name}"
+        )
+    if not math.isfinite(other):
+        return f"beats {name}, which diverged"
+    if mine == other:
+        return f"is level with {name}"
+    word = "beats" if mine < other else "loses to"
+    if min(mine, other) <= 0:  # a ratio would mean nothing
+        return f"{word} {name} ({mine:.4g} against {other:.4g})"
+    times = mine / other
+    if abs(math.log(times)) < LEVEL:
+        return f"is level with {name}"
+    return f"{word} {name} ({times:.2f} times its loss)"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as text, the first column to the left, the others to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *rest in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def draw_band(
+    axes: Axes, steps: Sequence[int], curves: Sequence[Sequence[float]], color: str, label: str
+) -> None:
+    """The median of several runs' curves, and the band between their extremes."""
+    values = torch.tensor(curves)
+    low, high = values.amin(0), values.amax(0)
+    axes.plot(steps, values.quantile(0.5, dim=0), color=color, label=label, lw=1.8)
+    axes.fill_between(steps, low, high, color=color, alpha=0.18, lw=0)
+
+
+def plain(axes: Axes) -> None:
+    """Take off the frame, and add a faint grid."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#dddddd", lw=0.6)
