@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := learned_optim benchmarks tests
+SOURCES := learned_optim benchmarks examples tests
 
 .PHONY: demo test lint format results readme clean
 
