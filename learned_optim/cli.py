@@ -56,7 +56,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _meta_train(arguments: argparse.Namespace) -> None:
-    from learned_optim.meta_training import CheckpointError, RecipeError, run
+    from learned_optim.meta_training import CheckpointError, DeviceUnavailable, RecipeError, run
     from learned_optim.tasks.datasets import DataUnavailable
 
     try:
@@ -65,8 +65,9 @@ def _meta_train(arguments: argparse.Namespace) -> None:
             output=arguments.output,
             resume=arguments.resume,
             progress=not arguments.quiet,
+            device=arguments.device,
         )
-    except (RecipeError, CheckpointError, DataUnavailable) as error:
+    except (RecipeError, CheckpointError, DataUnavailable, DeviceUnavailable) as error:
         _stop(error)
     print(f"{loaded.name}: weights sha256 {loaded.sha256}")
 
@@ -128,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", type=Path, help="a TOML file, such as pretrained/*/recipe.toml")
     train.add_argument("--output", type=Path, help="folder of the run (default: runs/NAME)")
     train.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
+    train.add_argument("--device", default="cpu", help="where to compute: cpu (default), cuda, ...")
     train.add_argument("--quiet", action="store_true", help="no progress bar")
     train.set_defaults(call=_meta_train)
 

@@ -184,7 +184,8 @@ def test_meta_train_hands_its_arguments_on(
 
     monkeypatch.setattr(meta_training, "run", run)
     cli.main(["meta-train", "r.toml", "--resume", "--output", "out"])
-    assert calls == [(Path("r.toml"), {"output": Path("out"), "resume": True, "progress": True})]
+    expected = {"output": Path("out"), "resume": True, "progress": True, "device": "cpu"}
+    assert calls == [(Path("r.toml"), expected)]
     assert capsys.readouterr().out.startswith("a-rule: weights sha256 ")
 
 

@@ -14,6 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="learned_optim.meta_training", description=main.__doc__)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--output", type=Path, default=None)
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda: one for each process")
     arguments = parser.parse_args()
     folder = output_folder(arguments.recipe, arguments.output)
     with parallel.group():
@@ -22,6 +23,7 @@ def main() -> None:
             output=folder,
             resume=(folder / "checkpoint.pt").exists(),
             progress=parallel.rank() == 0,
+            device=arguments.device,
         )
 
 

@@ -32,6 +32,7 @@ def window_gradient(
     carries: Sequence[Carry],
     step_weights: Tensor,
     total_steps: int | None = None,
+    pulls: Tensor | None = None,
 ) -> Weights:
     """Gradient of `sum_t w_t f_t(theta_t)` with respect to the meta-parameters.
 
@@ -43,6 +44,7 @@ def window_gradient(
         carries: of times 0 ... T of the window, each with its minibatch.
         step_weights: `(T, *lead)`, the weights w of `f_1 ... f_T`.
         total_steps: the horizon as the rule was told it.
+        pulls: `(T, *lead, N)`, gradients with respect to the steps of what is added to that sum.
     """
     total = {key: torch.zeros_like(value) for key, value in weights.items()}
     last = carries[-1]
@@ -50,8 +52,9 @@ def window_gradient(
     state_bar = {key: torch.zeros_like(value) for key, value in last.state.items()}
     for t in reversed(range(len(carries) - 1)):
         carry = carries[t]
+        step_bar = theta_bar if pulls is None else theta_bar + pulls[t]
         grads, grad_bar, feature_bar, state_bar = _rule_vjp(
-            rule, weights, layout, carry, theta_bar, state_bar, total_steps
+            rule, weights, layout, carry, step_bar, state_bar, total_steps
         )
         for key, value in grads.items():
             total[key] += value

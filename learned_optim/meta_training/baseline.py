@@ -35,22 +35,36 @@ def tail_mean(curve: Tensor, fraction: float) -> Tensor:
     return curve[-max(1, round(fraction * steps)) :].mean(0)
 
 
-def tuned_adam(
-    task: Task, seeds: Sequence[int], steps: int, fraction: float, rates: Sequence[float] = RATES
-) -> tuple[Tensor, float]:
-    """Adam at the rate with the least mean of the logarithm of the final loss.
-
-    All rates run side by side on the same minibatches.
-
-    Returns:
-        `tail_mean` of each run at that rate, `(R,)`, and the rate.
-    """
+def adam_curves(
+    task: Task,
+    seeds: Sequence[int],
+    steps: int,
+    rates: Sequence[float],
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Adam at every rate, side by side on the same minibatches, `(steps + 1, R, rates)`."""
     rule = Adam()
     one = rule.init_weights(torch.Generator())
     weights = {key: value.expand(len(rates)).clone() for key, value in one.items()}
     weights["log_lr"] = torch.tensor([math.log(rate) for rate in rates])
-    curve = loss_curve(rule, weights, Runs(task, seeds, perturbations=len(rates)), steps)
-    final = tail_mean(curve, fraction)
+    weights = {key: value.to(device) for key, value in weights.items()}
+    return loss_curve(rule, weights, Runs(task, seeds, len(rates), device=device), steps)
+
+
+def tuned_adam(
+    task: Task,
+    seeds: Sequence[int],
+    steps: int,
+    fraction: float,
+    rates: Sequence[float] = RATES,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, float]:
+    """Adam at the rate with the least mean of the logarithm of the final loss.
+
+    Returns:
+        `tail_mean` of each run at that rate, `(R,)`, and the rate.
+    """
+    final = tail_mean(adam_curves(task, seeds, steps, rates, device), fraction)
     final = torch.where(final.isfinite(), final, torch.full_like(final, math.inf))
     best = int(final.clamp_min(1e-30).log().mean(0).argmin())
     return final[:, best], rates[best]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import threading
 import time
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Protocol
 
 from learned_optim.meta_training import checkpoint, parallel
-from learned_optim.meta_training.estimators import Estimate
-from learned_optim.meta_training.outer_loop import MetaTrainer
-from learned_optim.meta_training.recipe import TaskEntry
+from learned_optim.meta_training.outer_loop import Contribution, MetaTrainer
+
+# Scalars that add up over workers and processes; of the others the mean is logged.
+COUNTS = ("non_finite", "clipped", "throughput")
 
 
 class Log(Protocol):
@@ -82,12 +84,13 @@ class Pace:
         self._trainer, self._between = trainer, 60 * checkpoint_minutes
         self._last = self._saved_at = time.monotonic()
 
-    def tick(self, contributions: list[tuple[TaskEntry, Estimate]]) -> float:
+    def tick(self, contributions: list[Contribution]) -> float:
         """Account for the step just made; inner coordinate-steps a second of this process."""
         now = time.monotonic()
         elapsed, self._last = now - self._last, now
         self._trainer.seconds += elapsed
-        return sum(estimate.coordinate_steps for _, estimate in contributions) / max(elapsed, 1e-9)
+        made = sum(contribution.estimate.coordinate_steps for contribution in contributions)
+        return made / max(elapsed, 1e-9)
 
     def checkpoint_is_due(self) -> bool:
         """Whether the interval is over."""
@@ -117,18 +120,24 @@ def _interrupts() -> Iterator[list[int]]:
 
 
 def _log_step(
-    trainer: MetaTrainer,
-    contributions: list[tuple[TaskEntry, Estimate]],
-    log: Log,
-    throughput: float,
+    trainer: MetaTrainer, contributions: list[Contribution], log: Log, throughput: float
 ) -> None:
+    """One scalar a family, over the workers of all processes: means, and sums of counts."""
     step = trainer.step_count
-    log.add_scalar("throughput/coordinate_steps_per_second", throughput, step)
-    for entry, estimate in contributions:
-        log.add_scalar(f"meta_loss/{entry.label}", estimate.meta_loss, step)
-        log.add_scalar(f"non_finite/{entry.label}", estimate.non_finite, step)
-        for key, value in estimate.stats.items():
-            log.add_scalar(f"{key}/{entry.label}", value, step)
+    mine = [{"throughput/coordinate_steps_per_second": throughput}]
+    for label, estimate, norm in contributions:
+        values = {"meta_loss": estimate.meta_loss, "grad_norm": norm, **estimate.stats}
+        values["non_finite"] = float(estimate.non_finite)
+        mine.append({f"{key}/{label}": value for key, value in values.items()})
+    found: dict[str, list[float]] = {}
+    for row in itertools.chain(*parallel.gather(mine)):
+        for key, value in row.items():
+            found.setdefault(key, []).append(value)
+    for key, values in found.items():
+        counted = key.split("/")[0] in COUNTS
+        log.add_scalar(key, sum(values) if counted else sum(values) / len(values), step)
+    for key, value in trainer.last.items():
+        log.add_scalar(f"outer/{key}", value, step)
 
 
 def _log_validation(row: dict[str, float], log: Log) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +12,11 @@ from torch import Tensor
 from learned_optim.meta_training import checkpoint, parallel
 from learned_optim.meta_training.curriculum import Stages
 from learned_optim.meta_training.estimators import Estimate
-from learned_optim.meta_training.recipe import Outer, Recipe, TaskEntry
+from learned_optim.meta_training.recipe import Outer, Recipe, RecipeError, TaskEntry
 from learned_optim.meta_training.seeding import generator
-from learned_optim.meta_training.truncation import Worker
+from learned_optim.meta_training.truncation import Worker, moved
 from learned_optim.meta_training.validation import Result, Validator
+from learned_optim.meta_training.yardstick import Yardstick
 from learned_optim.rules import Weights
 
 
@@ -23,6 +25,14 @@ def learning_rate(outer: Outer, step: int) -> float:
     warmup = min(1.0, (step + 1) / outer.warmup) if outer.warmup else 1.0
     cosine = (1 + math.cos(math.pi * step / outer.steps)) / 2
     return outer.lr * warmup * (outer.final_lr + (1 - outer.final_lr) * cosine)
+
+
+class Contribution(NamedTuple):
+    """What one worker gave to an outer step: its family's label, its estimate, its norm."""
+
+    label: str
+    estimate: Estimate
+    grad_norm: float
 
 
 class MetaTrainer:
@@ -34,26 +44,45 @@ class MetaTrainer:
 
     Under torchrun every process holds a trainer; each advances its own workers only, and all make
     the same update (`parallel`).
+
+    Args:
+        recipe: what to do.
+        device: where all tensors live but those of `state_dict`, which are on the CPU.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, device: torch.device | str = "cpu") -> None:
+        self.recipe, self.device = recipe, torch.device(device)
         self.rule = recipe.rule
         self.weights: Weights = {
-            key: value.requires_grad_()
+            key: value.to(self.device).requires_grad_()
             for key, value in self.rule.init_weights(generator("weights", recipe.seed)).items()
         }
         self.optimizer = getattr(torch.optim, recipe.outer.optimizer)(
             list(self.weights.values()), lr=recipe.outer.lr
         )
         self.entries = [entry for entry in recipe.tasks for _ in range(entry.workers)]
+        self.labels = [
+            label
+            for label, entry in zip(_labels(recipe.tasks), recipe.tasks, strict=True)
+            for _ in range(entry.workers)
+        ]
+        yardstick = Yardstick(recipe.normalise, self.device)
         self.workers = [
             Worker(
-                entry.family, entry.runs, recipe.horizon, recipe.seed, index, stagger=recipe.stagger
+                entry.family,
+                entry.runs,
+                recipe.horizon,
+                recipe.seed,
+                index,
+                stagger=recipe.stagger,
+                device=self.device,
+                yardstick=yardstick if recipe.normalise.by == "adam" else None,
             )
             for index, entry in enumerate(self.entries)
         ]
-        self.validator = Validator(recipe.tasks, recipe.validation)
+        for worker in self.workers:
+            worker.teacher = recipe.imitation.teacher
+        self.validator = Validator(recipe.tasks, recipe.validation, self.device)
         self.stages = Stages(recipe.curriculum)
         self._grow()
         self.step_count = 0
@@ -63,6 +92,7 @@ class MetaTrainer:
         self.best_step = -1
         self.best_weights = self.snapshot()
         self.history: list[dict[str, float]] = []
+        self.last: dict[str, float] = {}  # of the last step, for the log
 
     def snapshot(self) -> Weights:
         """A detached copy of the meta-parameters."""
@@ -72,11 +102,11 @@ class MetaTrainer:
         """Begin at these meta-parameters instead of those drawn.
 
         Raises:
-            ValueError: if they are not this rule's.
+            RecipeError: if they are not this rule's.
         """
         shapes = {key: tuple(value.shape) for key, value in weights.items()}
         if shapes != self.rule.weight_shapes():
-            raise ValueError("the weights to start from belong to a rule of another shape")
+            raise RecipeError("the weights to start from belong to a rule of another shape")
         with torch.no_grad():
             for key, value in self.weights.items():
                 value.copy_(weights[key])
@@ -86,11 +116,13 @@ class MetaTrainer:
         for worker in self.workers:
             worker.growth = self.stages.factor
 
-    def step(self) -> list[tuple[TaskEntry, Estimate]]:
-        """One update of the meta-parameters; returns what each worker contributed."""
+    def step(self) -> list[Contribution]:
+        """One update of the meta-parameters; what each worker of this process gave to it."""
         detached = {key: value.detach() for key, value in self.weights.items()}
         meta_loss = self.recipe.meta_loss
         mine = parallel.mine(len(self.workers))
+        for worker in self.workers:
+            worker.pull = self.recipe.imitation.strength(self.step_count)
         estimates = [
             self.recipe.estimator.estimate(self.rule, detached, self.workers[index], meta_loss)
             for index in mine
@@ -98,15 +130,18 @@ class MetaTrainer:
         for value, grad in zip(self.weights.values(), self._gradient(estimates), strict=True):
             value.grad = grad
         limit = self.recipe.outer.clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(list(self.weights.values()), limit)
-        for estimate in estimates[:1]:
-            estimate.stats["grad_norm"] = float(norm)
+        norm = float(torch.nn.utils.clip_grad_norm_(list(self.weights.values()), limit))
+        rate = learning_rate(self.recipe.outer, self.step_count)
+        self.last = {"grad_norm": norm, "clipped": float(norm > limit), "lr": rate}
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.recipe.outer, self.step_count)
+            group["lr"] = rate
         self.optimizer.step()
         self._average()
         self.step_count += 1
-        return [(self.entries[index], e) for index, e in zip(mine, estimates, strict=True)]
+        return [
+            Contribution(self.labels[index], estimate, _norm(estimate))
+            for index, estimate in zip(mine, estimates, strict=True)
+        ]
 
     def _gradient(self, estimates: list[Estimate]) -> list[Tensor]:
         """The mean over all workers of all processes, weighted by family."""
@@ -161,7 +196,7 @@ class MetaTrainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything; see the class. Under torchrun all processes must call it together."""
         mine = [self.workers[index].state_dict() for index in parallel.mine(len(self.workers))]
-        return {
+        state = {
             "weights": self.snapshot(),
             "averaged": self.averaged,
             "optimizer": self.optimizer.state_dict(),
@@ -176,6 +211,7 @@ class MetaTrainer:
             },
             "history": self.history,
         }
+        return moved(state, "cpu")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, by as many processes as there are now.
@@ -191,7 +227,7 @@ class MetaTrainer:
         with torch.no_grad():
             for key, value in self.weights.items():
                 value.copy_(state["weights"][key])
-        self.averaged = state["averaged"]
+        self.averaged = moved(state["averaged"], self.device)
         self.optimizer.load_state_dict(state["optimizer"])
         for worker, saved in zip(self.workers, state["workers"], strict=True):
             worker.load_state_dict(saved, self.rule)
@@ -199,4 +235,17 @@ class MetaTrainer:
         self._grow()
         self.step_count, self.seconds = state["step"], state["seconds"]
         self.best_score, self.best_step = state["best"]["score"], state["best"]["step"]
-        self.best_weights, self.history = state["best"]["weights"], state["history"]
+        self.best_weights = moved(state["best"]["weights"], self.device)
+        self.history = state["history"]
+
+
+def _labels(tasks: Sequence[TaskEntry]) -> list[str]:
+    """What the log calls each entry: its family, with its number where there are several."""
+    names = [entry.label for entry in tasks]
+    return [
+        name if names.count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)
+    ]
+
+
+def _norm(estimate: Estimate) -> float:
+    return math.hypot(*(float(grad.norm()) for grad in estimate.grads.values()))

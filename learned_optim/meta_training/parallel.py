@@ -5,6 +5,9 @@ length of the meta-parameters (all-reduce); everything else is a function of the
 where it is, so all processes hold the same meta-parameters without ever sending them.
 """
 
+# torch.distributed does not re-export its stores by name.
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import os
@@ -17,6 +20,29 @@ from torch import Tensor
 from torch import distributed as dist
 
 T = TypeVar("T")
+
+
+class DeviceUnavailable(ValueError):
+    """A device that is not here; the message says why."""
+
+
+def place(device: str) -> torch.device:
+    """The device of this process: `cuda` under torchrun is one for each process of a machine.
+
+    Raises:
+        DeviceUnavailable: if it can not be used.
+    """
+    try:
+        found = torch.device(device)
+        if found.type == "cuda" and found.index is None:
+            found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if found.type == "cuda":
+            torch.cuda.set_device(found)
+        torch.zeros(1, device=found).add_(1)
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise DeviceUnavailable(f"the device {device!r} can not be used: {reason}") from error
+    return found
 
 
 def rank() -> int:
@@ -36,11 +62,11 @@ def mine(count: int) -> range:
 
 @contextmanager
 def group() -> Iterator[None]:
-    """Join the processes that torchrun started, if it did."""
+    """Join the processes that torchrun started, if it did; tensors of both kinds may be sent."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
         yield
         return
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store, rank, world = next(dist.rendezvous("env://"))
     dist.init_process_group(backend, store=_own(store), rank=rank, world_size=world)
     try:
@@ -71,12 +97,17 @@ def add_up(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def interleave(items: Sequence[T]) -> list[T]:
     """All processes' items in the order of the indices that `mine` dealt out."""
-    if world() == 1:
-        return list(items)
-    everyone: list[list[T]] = [[] for _ in range(world())]
-    dist.all_gather_object(everyone, list(items))
+    everyone = gather(items)
     longest = max(len(theirs) for theirs in everyone)
     return [theirs[i] for i in range(longest) for theirs in everyone if i < len(theirs)]
+
+
+def gather(items: Sequence[T]) -> list[list[T]]:
+    """The items of each process."""
+    everyone = [list(items) for _ in range(world())]
+    if world() > 1:
+        dist.all_gather_object(everyone, list(items))
+    return everyone
 
 
 def any_of(flag: bool) -> bool:

@@ -18,8 +18,10 @@ import torch
 
 from learned_optim.meta_training.estimators import ESTIMATORS, GradientEstimator
 from learned_optim.meta_training.estimators.tbptt import TBPTT
+from learned_optim.meta_training.imitation import Imitation
 from learned_optim.meta_training.meta_loss import META_LOSSES, MetaLoss, Sum
 from learned_optim.meta_training.truncation import HORIZONS, Constant, Horizon
+from learned_optim.meta_training.yardstick import Normalise
 from learned_optim.rules import RULES, UpdateRule
 from learned_optim.tasks import TASK_FAMILIES
 from learned_optim.tasks.augment import AUGMENTATIONS
@@ -178,6 +180,8 @@ class Recipe:
         tasks: the families sampled.
         estimator: of the meta-gradient.
         meta_loss: of a window.
+        normalise: the unit of the losses that it sees.
+        imitation: of a hand-written rule, at first.
         horizon: length of an episode.
         curriculum: how it grows.
         outer: the outer loop.
@@ -193,6 +197,8 @@ class Recipe:
     seed: int = 0
     estimator: GradientEstimator = field(default_factory=TBPTT)
     meta_loss: MetaLoss = field(default_factory=Sum)
+    normalise: Normalise = field(default_factory=Normalise)
+    imitation: Imitation = field(default_factory=Imitation)
     horizon: Horizon = field(default_factory=Constant)
     curriculum: Curriculum = field(default_factory=Curriculum)
     outer: Outer = field(default_factory=Outer)
@@ -200,6 +206,15 @@ class Recipe:
     start: str = ""
     stagger: bool = False
     checkpoint_minutes: float = 1.0
+
+
+_TABLES = {
+    "outer": Outer,
+    "validation": Validation,
+    "curriculum": Curriculum,
+    "normalise": Normalise,
+    "imitation": Imitation,
+}
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -230,7 +245,10 @@ def parse_recipe(table: Mapping[str, Any]) -> Recipe:
     for key, registry in registries.items():
         if key in values:
             values[key] = _build_named(key, registry, values[key])
-    for key, cls in (("outer", Outer), ("validation", Validation), ("curriculum", Curriculum)):
+    if "teacher" in values.get("imitation", {}):
+        teacher = _build_named("imitation teacher", RULES, values["imitation"]["teacher"])
+        values["imitation"] = {**values["imitation"], "teacher": teacher}
+    for key, cls in _TABLES.items():
         if key in values:
             values[key] = build(key, cls, values[key])
     if "tasks" in values:

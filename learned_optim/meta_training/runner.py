@@ -14,6 +14,7 @@ from learned_optim.meta_training.model_card import render
 from learned_optim.meta_training.outer_loop import MetaTrainer
 from learned_optim.meta_training.picture import draw
 from learned_optim.meta_training.recipe import read_recipe
+from learned_optim.meta_training.truncation import moved
 from learned_optim.weights import LoadedRule, in_memory, load_folder, save_folder
 
 
@@ -23,6 +24,7 @@ def run(
     output: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    device: str = "cpu",
 ) -> LoadedRule:
     """Meta-train as the recipe says; the folder then holds the rule of the best validation.
 
@@ -33,6 +35,7 @@ def run(
             `curves.png` and a model card at the end.
         resume: go on from the checkpoint in `output`, bit for bit, instead of starting.
         progress: show a progress bar.
+        device: where to compute, as torch names it; checkpoints and weights move between devices.
 
     Returns:
         The rule that was written.
@@ -41,9 +44,10 @@ def run(
         RecipeError: for a recipe that can not be used.
         CheckpointError: if there is a checkpoint and `resume` is not given, if there is none and
             it is, or if one can not be read or written.
+        DeviceUnavailable: for a device that is not here.
     """
     recipe, folder = Path(recipe), output_folder(recipe, output)
-    trainer = MetaTrainer(read_recipe(recipe))
+    trainer = MetaTrainer(read_recipe(recipe), parallel.place(device))
     path = folder / "checkpoint.pt"
     if resume:
         trainer.load_state_dict(checkpoint.load(path))
@@ -58,7 +62,8 @@ def run(
     with _log(folder, trainer.step_count) as log:
         train(trainer, folder, log, progress=progress)
     if parallel.rank() != 0:
-        return in_memory(trainer.rule, trainer.best_weights, name=trainer.recipe.name)
+        best = moved(trainer.best_weights, "cpu")
+        return in_memory(trainer.rule, best, name=trainer.recipe.name)
     return export(trainer, recipe, folder)
 
 
@@ -87,7 +92,8 @@ class _Silent:
 
 def export(trainer: MetaTrainer, recipe: Path, folder: Path) -> LoadedRule:
     """Write the best rule so far with its recipe, its metrics and, if there is none, its card."""
-    loaded = save_folder(folder, trainer.rule, trainer.best_weights, name=trainer.recipe.name)
+    best = moved(trainer.best_weights, "cpu")
+    loaded = save_folder(folder, trainer.rule, best, name=trainer.recipe.name)
     if recipe.resolve() != (folder / "recipe.toml").resolve():
         shutil.copyfile(recipe, folder / "recipe.toml")
     metrics = {

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
+from learned_optim.meta_training.imitation import Lesson
 from learned_optim.meta_training.seeding import derive_seed, generator
 from learned_optim.meta_training.unroll import Carry, Layout, Runs, begin
+from learned_optim.meta_training.yardstick import Yardstick
 from learned_optim.rules import UpdateRule
 from learned_optim.tasks.base import TaskFamily
 
@@ -104,6 +107,12 @@ class Worker:
         stagger: cut the first episode at a random step, so that the workers' windows lie at all
             ages of an episode from then on (and not all at the same one).
         device: where the tensors live.
+        yardstick: measures the losses; tasks are then drawn from its finite pool.
+
+    Attributes:
+        growth: factor on the horizon of the episodes to come.
+        teacher: whom the rule imitates, None for nobody.
+        pull: strength of the imitation; 0 does without.
     """
 
     def __init__(
@@ -116,10 +125,14 @@ class Worker:
         *,
         stagger: bool = False,
         device: torch.device | str = "cpu",
+        yardstick: Yardstick | None = None,
     ) -> None:
         self.family, self.n_runs, self.horizon = family, runs, horizon
         self.seed, self.index, self.stagger, self.device = seed, index, stagger, device
-        self.growth = 1.0  # factor on the horizon of the episodes to come
+        self.yardstick = yardstick
+        self.growth = 1.0
+        self.teacher: UpdateRule | None = None
+        self.pull = 0.0
         self.episode = -1
         self.extra: dict[str, Any] = {}
         self.runs: Runs
@@ -127,18 +140,31 @@ class Worker:
         self.carry: Carry | None = None
         self.total_steps = 0
         self.stop_at = 0
+        self._units: Tensor | None = None  # of the losses, `(steps + 1, R)`
 
-    def _draw_episode(self, perturbations: int) -> None:
+    def _draw_episode(self, perturbations: int, units: Tensor | None = None) -> None:
         path = ("episode", self.seed, self.index, self.episode)
-        task = self.family.sample(generator(*path, "task"))
+        drawn: tuple[int | str, ...] = path
+        if self.yardstick is not None:
+            choice = derive_seed(*path, "pool") % self.yardstick.config.pool
+            drawn = ("pool", self.seed, choice)
+        task = self.family.sample(generator(*drawn, "task"))
         rng = generator(*path, "horizon")
         self._growth_in_flight = self.growth
         self.total_steps = max(1, round(self.growth * self.horizon.sample(rng)))
         self.stop_at = self.total_steps
         if self.stagger and self.episode == 0:
             self.stop_at = int(torch.randint(1, self.total_steps + 1, (), generator=rng))
-        seeds = [derive_seed(*path, "run", run) for run in range(self.n_runs)]
+        seeds = [derive_seed(*drawn, "run", run) for run in range(self.n_runs)]
         self.runs = Runs(task, seeds, perturbations, device=self.device)
+        if self.yardstick is not None:
+            self._units = units
+            if units is None:
+                self._units = self.yardstick.units(
+                    self.family, task, seeds, drawn, self.total_steps
+                )
+            for run, rng in enumerate(self.runs.generators):
+                rng.manual_seed(derive_seed(*path, "minibatches", run))
 
     def current(self, rule: UpdateRule, perturbations: int = 0) -> Carry:
         """The episode in flight, or the start of the next one; `carry.step` tells which."""
@@ -148,6 +174,25 @@ class Worker:
             with torch.no_grad():
                 self.layout, self.carry = begin(rule, self.runs)
         return self.carry
+
+    def unit(self, losses: Tensor) -> Tensor:
+        """What the losses of the steps just made, `(T, *lead)`, are to be divided by."""
+        if self._units is None or self.carry is None:
+            return losses.new_ones(())
+        end = self.carry.step + 1
+        units = self._units[end - len(losses) : end]
+        return units.view(*units.shape, *[1] * (losses.dim() - 2))
+
+    def lesson(self) -> Lesson | None:
+        """The teacher beside the window that starts now, or None; to be given to `taught`."""
+        if self.teacher is None or not self.pull or self.carry is None:
+            return None
+        return Lesson(self.teacher, self.runs, self.carry, self.extra.get("teacher"))
+
+    def taught(self, lesson: Lesson | None) -> None:
+        """Keep the teacher's state for the next window."""
+        if lesson is not None:
+            self.extra["teacher"] = lesson.state
 
     def abandon(self) -> None:
         """End the episode now; the next call of `current` starts another."""
@@ -163,19 +208,31 @@ class Worker:
                 "generators": [g.get_state() for g in self.runs.generators],
                 "perturbations": self.runs.perturbations,
                 "growth": self._growth_in_flight,
+                "units": self._units,
             }
-        return {"episode": self.episode, "in_flight": in_flight, "extra": dict(self.extra)}
+        state = {"episode": self.episode, "in_flight": in_flight, "extra": dict(self.extra)}
+        return moved(state, "cpu")
 
     def load_state_dict(self, state: dict[str, Any], rule: UpdateRule) -> None:
         """Restore from `state_dict` of a worker with the same arguments."""
-        self.episode, self.extra = state["episode"], dict(state["extra"])
-        self.carry = None
-        if state["in_flight"] is None:
+        self.episode, self.extra = state["episode"], moved(state["extra"], self.device)
+        self.carry, in_flight = None, state["in_flight"]
+        if in_flight is None:
             return
-        growth, self.growth = self.growth, state["in_flight"]["growth"]
-        self._draw_episode(state["in_flight"]["perturbations"])
+        growth, self.growth = self.growth, in_flight["growth"]
+        units = moved(in_flight.get("units"), self.device)
+        self._draw_episode(in_flight["perturbations"], units)
         self.growth = growth
-        self.carry = Carry(**state["in_flight"]["carry"])
+        self.carry = Carry(**moved(in_flight["carry"], self.device))
         self.layout = Layout(rule, self.runs.start(), len(self.runs.lead))
-        for rng, saved in zip(self.runs.generators, state["in_flight"]["generators"], strict=True):
+        for rng, saved in zip(self.runs.generators, in_flight["generators"], strict=True):
             rng.set_state(saved)
+
+
+def moved(tree: Any, device: torch.device | str) -> Any:  # noqa: ANN401
+    """A copy of nested dicts and lists with every tensor on a device."""
+    if isinstance(tree, Tensor):
+        return tree.to(device)
+    if isinstance(tree, dict):
+        return {key: moved(value, device) for key, value in tree.items()}
+    return [moved(value, device) for value in tree] if isinstance(tree, list) else tree

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from learned_optim.meta_training.baseline import loss_curve, tail_mean, tuned_adam
@@ -37,8 +38,13 @@ class Result(NamedTuple):
 class Validator:
     """The same optimizees at every call, so that two scores differ by the weights alone."""
 
-    def __init__(self, tasks: Sequence[TaskEntry], config: Validation) -> None:
-        self.tasks, self.config = tasks, config
+    def __init__(
+        self,
+        tasks: Sequence[TaskEntry],
+        config: Validation,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.tasks, self.config, self.device = tasks, config, torch.device(device)
         self._adam: dict[tuple[int, int], Tensor] = {}
 
     def cells(self) -> list[tuple[int, int]]:
@@ -49,7 +55,8 @@ class Validator:
     def evaluate(self, rule: UpdateRule, weights: Weights, family: int, steps: int) -> Result:
         """One family at one length."""
         told = steps if self.config.tell_horizon else None
-        curve = loss_curve(rule, weights, Runs(*self._optimizees(family)), steps, told)
+        runs = Runs(*self._optimizees(family), device=self.device)
+        curve = loss_curve(rule, weights, runs, steps, told).cpu()
         final = tail_mean(curve, self.config.tail)
         value = final.mean()
         if self.config.score == "log_adam":
@@ -71,6 +78,7 @@ class Validator:
     def _log_ratio(self, final: Tensor, family: int, steps: int) -> Tensor:
         if (family, steps) not in self._adam:
             task, seeds = self._optimizees(family)
-            self._adam[family, steps], _ = tuned_adam(task, seeds, steps, self.config.tail)
+            best, _ = tuned_adam(task, seeds, steps, self.config.tail, device=self.device)
+            self._adam[family, steps] = best.cpu()
         ratio = (final + FLOOR).log() - (self._adam[family, steps] + FLOOR).log()
         return ratio.clamp(-CAP, CAP).mean()

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.meta_training.estimators.base import Estimate, GradientEstimator
+from learned_optim.meta_training.imitation import CAP, gap
 from learned_optim.meta_training.meta_loss import MetaLoss
 from learned_optim.meta_training.seeding import generator
 from learned_optim.meta_training.truncation import Worker
@@ -81,11 +82,19 @@ class Evolution(GradientEstimator):
         """See `GradientEstimator`."""
         start = worker.current(rule, perturbations=PAIR).step
         noise, factor = self._directions(worker, weights, start)
-        losses = self._run(rule, self._perturb(weights, noise), worker, self._length(worker, start))
+        losses, gaps = self._run(
+            rule, self._perturb(weights, noise), worker, self._length(worker, start)
+        )
         capped, broken = self._cap(losses, worker)
-        values = meta_loss(capped) * self._window_weight(worker)
-        difference = values[:, 0] - values[:, 1]
+        values = meta_loss(capped / worker.unit(capped)) * self._window_weight(worker)
+        objective = values + worker.pull * gaps
+        difference = objective[:, 0] - objective[:, 1]
         clipped = self._clip(difference)
+        stats = {
+            "last_loss": float(capped[-1].mean()),
+            "clipped": float((clipped != difference).sum()),
+            "difference": float(difference.abs().mean()),
+        }
         slope = clipped / (2 * self.sigma * worker.n_runs)
         return Estimate(
             grads={
@@ -96,11 +105,7 @@ class Evolution(GradientEstimator):
             inner_steps=losses.numel(),
             coordinate_steps=losses.numel() * worker.layout.coordinates,
             non_finite=int(broken.any(0).sum()),
-            stats={
-                "last_loss": float(capped[-1].mean()),
-                "clipped": float((clipped != difference).sum()),
-                "difference": float(difference.abs().mean()),
-            },
+            stats=stats | ({"imitation": float(gaps.mean())} if worker.pull else {}),
         )
 
     def _perturb(self, weights: Weights, noise: Weights) -> Weights:
@@ -110,17 +115,25 @@ class Evolution(GradientEstimator):
             for key, value in weights.items()
         }
 
-    def _run(self, rule: UpdateRule, weights: Weights, worker: Worker, length: int) -> Tensor:
-        """Advance the worker; the losses, `(T, R, 2)`."""
+    def _run(
+        self, rule: UpdateRule, weights: Weights, worker: Worker, length: int
+    ) -> tuple[Tensor, Tensor]:
+        """Advance the worker; the losses, `(T, R, 2)`, and the mean gaps to a teacher, `(R, 2)`."""
         told = self._told(worker)
         carry, losses = worker.current(rule, perturbations=PAIR), []
         if carry.step == 0:
             worker.extra["first_loss"] = carry.loss
+        lesson, gaps = worker.lesson(), torch.zeros_like(carry.loss)
         for _ in range(length):
+            before = carry
             carry = advance(rule, weights, worker.runs, worker.layout, carry, told)
             losses.append(carry.loss)
+            if lesson is not None:
+                found = gap(carry.theta - before.theta, lesson.target(before, told))
+                gaps += torch.where(found < CAP, found, CAP) / length  # NaN counts as the cap
         worker.carry = carry
-        return torch.stack(losses)
+        worker.taught(lesson)
+        return torch.stack(losses), gaps
 
     def _told(self, worker: Worker) -> int | None:
         rng = generator("told", worker.seed, worker.index, worker.episode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from learned_optim.meta_training.adjoint import window_gradient
 from learned_optim.meta_training.estimators.base import Estimate, GradientEstimator
+from learned_optim.meta_training.imitation import gap, gap_gradient
 from learned_optim.meta_training.meta_loss import MetaLoss
 from learned_optim.meta_training.replay import Recording, cotangents, replay
 from learned_optim.meta_training.truncation import Worker
-from learned_optim.meta_training.unroll import advance
+from learned_optim.meta_training.unroll import Carry, advance
 from learned_optim.rules import UpdateRule, Weights
 
 
@@ -49,7 +51,8 @@ class TBPTT(GradientEstimator):
         """See `GradientEstimator`. A window with a non-finite loss ends the episode."""
         start = worker.current(rule).step
         length = min(self.unroll, worker.stop_at - start)
-        grads, losses = self._window(rule, weights, worker, meta_loss, length)
+        grads, losses, distance = self._window(rule, weights, worker, meta_loss, length)
+        value = float(meta_loss(losses / worker.unit(losses)).mean())
         finite = torch.isfinite(losses).all(0)
         healthy = bool(finite.all()) and all(bool(g.isfinite().all()) for g in grads.values())
         if not healthy:
@@ -57,37 +60,60 @@ class TBPTT(GradientEstimator):
             grads = {key: torch.zeros_like(value) for key, value in weights.items()}
         return Estimate(
             grads=grads,
-            meta_loss=float(meta_loss(losses).mean()),
+            meta_loss=value,
             inner_steps=losses.numel(),
             coordinate_steps=losses.numel() * worker.layout.coordinates,
             non_finite=0 if healthy else max(1, int((~finite).sum())),
-            stats={"last_loss": float(losses[-1].mean())},
+            stats={"last_loss": float(losses[-1].mean())} | distance,
         )
 
     @torch.no_grad()
     def _window(
         self, rule: UpdateRule, weights: Weights, worker: Worker, meta_loss: MetaLoss, length: int
-    ) -> tuple[Weights, Tensor]:
+    ) -> tuple[Weights, Tensor, dict[str, float]]:
+        """The meta-gradient, the losses, and the mean gap to a teacher if there is one."""
         told = worker.total_steps if self.tell_horizon else None
         carries = [worker.current(rule)]
         for _ in range(length):
             carry = advance(rule, weights, worker.runs, worker.layout, carries[-1], told)
             carries.append(carry)
+        distance, pulls = _imitate(worker, carries, told)
         worker.carry = carries[-1]
         losses = torch.stack([carry.loss for carry in carries[1:]])
-        step_weights = meta_loss.step_weights(losses) / losses[0].numel()
+        unit = worker.unit(losses)
+        step_weights = meta_loss.step_weights(losses / unit) / (unit * losses[0].numel())
         if self.second_derivatives:
-            return window_gradient(
-                rule, weights, worker.runs, worker.layout, carries, step_weights, told
-            ), losses
+            return (
+                window_gradient(
+                    rule, weights, worker.runs, worker.layout, carries, step_weights, told, pulls
+                ),
+                losses,
+                distance,
+            )
         grads = torch.stack([carry.grad for carry in carries])
+        wanted = cotangents(step_weights, grads[1:])
         recording = Recording(
             grads=grads[:-1],
             params=torch.stack([carry.theta for carry in carries[:-1]]),
-            cotangents=cotangents(step_weights, grads[1:]),
+            cotangents=wanted if pulls is None else wanted + pulls,
             state=carries[0].state,
             layout=worker.layout,
             first_step=carries[0].step + 1,
             total_steps=told,
         )
-        return replay(rule, weights, recording), losses
+        return replay(rule, weights, recording), losses, distance
+
+
+def _imitate(
+    worker: Worker, carries: Sequence[Carry], told: int | None
+) -> tuple[dict[str, float], Tensor | None]:
+    """The mean gap to the worker's teacher, and its gradient at each step, `(T, *lead, N)`."""
+    lesson = worker.lesson()
+    if lesson is None:
+        return {}, None
+    targets = torch.stack([lesson.target(carry, told) for carry in carries[:-1]])
+    worker.taught(lesson)
+    thetas = torch.stack([carry.theta for carry in carries])
+    gaps = gap(thetas.diff(dim=0), targets)
+    pulls = gap_gradient(thetas.diff(dim=0), targets) * (worker.pull / gaps.numel())
+    return {"imitation": float(gaps.mean())}, pulls

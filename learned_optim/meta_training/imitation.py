@@ -1,0 +1,109 @@
+"""Imitation of a hand-written rule, while the learned one is still worse.
+
+Chen, Zhang, Zhou, Chang, Liu, Amini, Wang, "Training stronger baselines for learning to
+optimize", NeurIPS 2020, https://arxiv.org/abs/2010.09089. Paper / ours: off-policy, on trajectories
+of hand-written optimizers / the teacher watches the learned rule's own trajectory, sees the same
+gradients, and its step is the target there, so that what is imitated is what the rule will meet.
+
+The term that is added to the meta-loss is `strength * mean over the window of gap`, with
+
+    gap_t = ||step_t - target_t||^2 / ||target_t||^2
+
+for each run: 1 for a rule that does nothing, 0 for a perfect pupil, whatever the task's scale.
+The target is a constant: nothing is differentiated through the teacher.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from learned_optim.meta_training.unroll import (
+    Carry,
+    Layout,
+    Runs,
+    apply_rule,
+    initial_state,
+    make_clock,
+)
+from learned_optim.rules import Adam, Coordinates, State, UpdateRule
+
+# Rules that are good as they are drawn; `default` then is its hand rule.
+TEACHERS = ("adam", "default", "learnable_sgd")
+# A gap counts at most this much: a diverging pupil is the meta-loss's business.
+CAP = 100.0
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """An auxiliary loss that pulls the rule's steps to a teacher's, less and less.
+
+    Attributes:
+        weight: its factor at the first outer step; 0 does without.
+        steps: outer steps over which it falls to zero, linearly.
+        teacher: one of `TEACHERS`, with its config.
+    """
+
+    weight: float = 0.0
+    steps: int = 1000
+    teacher: UpdateRule = field(default_factory=Adam)
+
+    def __post_init__(self) -> None:
+        if self.weight < 0 or self.steps < 1:
+            raise ValueError(f"weight >= 0 and steps >= 1 expected: {self}")
+        if self.teacher.name not in TEACHERS:
+            raise ValueError(f"teacher must be one of {TEACHERS} but is {self.teacher.name!r}")
+
+    def strength(self, outer_step: int) -> float:
+        """The factor at an outer step, from 0."""
+        return self.weight * max(0.0, 1 - outer_step / self.steps)
+
+
+class Lesson:
+    """The teacher beside one window of a worker's runs.
+
+    Args:
+        teacher: the rule to imitate.
+        runs: whose window it is.
+        carry: where the window starts.
+        state: the teacher's, as the window before left it; anew at the start of an episode.
+    """
+
+    def __init__(
+        self, teacher: UpdateRule, runs: Runs, carry: Carry, state: State | None = None
+    ) -> None:
+        self.teacher = teacher
+        drawn = teacher.init_weights(torch.Generator())
+        self._weights = {key: value.to(carry.theta) for key, value in drawn.items()}
+        self._layout = Layout(teacher, runs.start(), len(runs.lead))
+        if state is None or carry.step == 0:
+            state = initial_state(teacher, carry.theta, self._layout)
+        self.state: State = state
+
+    @torch.no_grad()
+    def target(self, carry: Carry, total_steps: int | None = None) -> Tensor:
+        """The teacher's step from here, `(*lead, N)`; to be called at every step of the window."""
+        clock = make_clock(carry.step + 1, total_steps, self._layout, carry.loss)
+        coords = Coordinates(carry.grad, carry.theta)
+        step, self.state = apply_rule(
+            self.teacher, self._weights, self._layout, coords, self.state, clock
+        )
+        return step
+
+
+def gap(steps: Tensor, targets: Tensor) -> Tensor:
+    """Squared distance relative to the target's square, `(..., N)` twice -> `(...)`."""
+    return (steps - targets).square().sum(-1) / _square(targets)
+
+
+def gap_gradient(steps: Tensor, targets: Tensor) -> Tensor:
+    """Its gradient with respect to the steps, `(..., N)`."""
+    return 2 * (steps - targets) / _square(targets).unsqueeze(-1)
+
+
+def _square(targets: Tensor) -> Tensor:
+    # A teacher stands still only where all gradients are zero; then there is nothing to imitate.
+    square = targets.square().sum(-1)
+    return torch.where(square > 0, square, torch.full_like(square, torch.inf))
