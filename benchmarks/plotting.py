@@ -21,6 +21,7 @@ _COLOURS = {
     "adagrad": "#b07a9e",
     "rmsprop": "#6aa786",
     "adam": "#2b2d42",
+    "default": "#e07b00",
 }
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -38,18 +39,22 @@ STYLE: dict[Any, Any] = {
 }
 
 
+def colour(entry: str) -> str:
+    """Of a baseline, of `default`, or, for any other entry, of the paper's learned rule."""
+    return _COLOURS.get(entry, _LEARNED)
+
+
 def _draw(axes: Axes, result: Mapping[str, Any]) -> None:
     """One case: baselines thin, the best baseline and the learned rule strong and banded."""
     best = result["metrics"]["final"]["best_baseline"]
     for entry, facts in result["entries"].items():
         learned = entry not in BASELINES
-        colour = _LEARNED if learned else _COLOURS[entry]
         strong = entry in ("learned", best)
         steps = range(len(facts["curve"]["median"]))
         axes.plot(
             steps,
             facts["curve"]["median"],
-            color=colour,
+            color=colour(entry),
             linewidth=2.2 if strong else 1.1,
             linestyle=":" if learned and not strong else "-",
             zorder=4 if entry == "learned" else 3 if strong else 2,
@@ -57,7 +62,7 @@ def _draw(axes: Axes, result: Mapping[str, Any]) -> None:
         )
         if strong:
             lower, upper = facts["curve"]["lower"], facts["curve"]["upper"]
-            axes.fill_between(steps, lower, upper, color=colour, alpha=0.13, linewidth=0)
+            axes.fill_between(steps, lower, upper, color=colour(entry), alpha=0.13, linewidth=0)
     axes.set_yscale("log")
     axes.set_xlim(0, result["steps"])
     axes.set_title(result["title"])

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import sys
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -34,12 +35,13 @@ def _version(package: str) -> str:
 
 
 def provenance() -> dict[str, object]:
-    """Versions, hardware and command of this process."""
+    """Command, versions and hardware of this process, and the CPU seconds it has used so far."""
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     program = f"python -m {spec.name}" if spec is not None else Path(sys.argv[0]).name
     return {
         "command": " ".join([program, *sys.argv[1:]]),
+        "cpu_seconds": round(time.process_time(), 1),
         "versions": {
             "python": platform.python_version(),
             **{package: _version(package) for package in ("torch", "numpy")},

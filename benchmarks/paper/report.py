@@ -31,19 +31,11 @@ def label(entry: str) -> str:
     return "L2L" + (f" ({entry.partition('-')[2]})" if "-" in entry else "")
 
 
-def parser(description: str, bundled: str) -> argparse.ArgumentParser:
-    """The common options."""
-    result = argparse.ArgumentParser(description=description)
-    result.add_argument(
-        "--weights",
-        type=Path,
-        nargs="+",
-        metavar="DIR",
-        help=f"folders of weights, the main one first (default: pretrained/{bundled} and the "
-        "other meta-seeds in its folder seeds)",
+def small_parser(description: str) -> argparse.ArgumentParser:
+    """Where the output goes, and whether anything is measured."""
+    result = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    result.add_argument("--retune", action="store_true", help="tune the baselines again")
-    result.add_argument("--runs", type=int, help="fewer test runs, for a quick look")
     result.add_argument(
         "--output",
         type=Path,
@@ -54,6 +46,22 @@ def parser(description: str, bundled: str) -> argparse.ArgumentParser:
     result.add_argument(
         "--redraw", action="store_true", help="only the table and the figure, from the JSON"
     )
+    return result
+
+
+def parser(description: str, bundled: str) -> argparse.ArgumentParser:
+    """The common options."""
+    result = small_parser(description)
+    result.add_argument(
+        "--weights",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help=f"folders of weights, the main one first (default: pretrained/{bundled} and the "
+        "other meta-seeds in its folder seeds)",
+    )
+    result.add_argument("--retune", action="store_true", help="tune the baselines again")
+    result.add_argument("--runs", type=int, help="fewer test runs, for a quick look")
     return result
 
 
@@ -73,17 +81,17 @@ def rules(folders: list[Path] | None, bundled: str) -> dict[str, LoadedRule]:
         sys.exit(f"error: {error}")
 
 
-def _number(value: float | None, digits: str = ".4g") -> str:
+def number(value: float | None, digits: str = ".4g") -> str:
     """None stands for what is not finite: see `benchmarks.results.write_json`."""
     return "diverged" if value is None or not math.isfinite(value) else format(value, digits)
 
 
 def _interval(pair: Sequence[float | None], digits: str = ".4g") -> str:
-    return " to ".join(_number(value, digits) for value in pair)
+    return " to ".join(number(value, digits) for value in pair)
 
 
 def _ratio(ratio: dict[str, Any]) -> str:
-    return f"{_number(ratio['mean'], '.3g')} ({_interval(ratio['interval_95'], '.3g')})"
+    return f"{number(ratio['mean'], '.3g')} ({_interval(ratio['interval_95'], '.3g')})"
 
 
 def table(result: dict[str, Any], metric: str) -> str:
@@ -96,13 +104,13 @@ def table(result: dict[str, Any], metric: str) -> str:
         rows.append(
             (
                 label(entry) + (" *" if entry == ranked["best_baseline"] else ""),
-                "" if facts["rate"] is None else _number(facts["rate"]),
-                _number(values["mean"]),
+                "" if facts["rate"] is None else number(facts["rate"]),
+                number(values["mean"]),
                 _interval(values["interval_95"]),
-                _number(values["median"]),
-                _number(values["worst"]),
+                number(values["median"]),
+                number(values["worst"]),
                 *(_ratio(values[key]) for key in _RATIOS),
-                "" if paper is None else _number(paper),
+                "" if paper is None else number(paper),
             )
         )
     return _align(rows)

@@ -1,0 +1,240 @@
+"""Where the faithful rule fails: other activations, longer runs, steeper functions.
+
+    python -m benchmarks.paper.failures            every case that the JSON lacks
+    python -m benchmarks.paper.failures --again    all of them
+
+The paper shows one of these failures (ReLU); Chen et al. 2020 show that the rule, trained on short
+runs of an MNIST network, is best near step 500 of 10,000 and then returns to chance. The rules are
+used as they are: `l2l-mnist` on ReLU, and on its own sigmoid network for 1000 and 10,000 steps;
+`l2l-quadratic` with W times 3 and times 10, where gradients are 9 and 100 times as large. Beside
+them stand Adam, at the rate tuned for the *unchanged* task and so as untuned for the change as the
+rule, and `default`.
+
+The JSON is written after each case, and a case that is there for the same weights is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from benchmarks.baselines import Sweep
+from benchmarks.learned import Learned
+from benchmarks.paper import report
+from benchmarks.paper.trajectories import label
+from benchmarks.plotting import STYLE, colour
+from benchmarks.results import provenance, write_json
+from benchmarks.runs import Problem, Stepper, run
+from benchmarks.statistics import curve, summary
+from benchmarks.tuning import baseline_path
+from learned_optim.tasks import MnistMLP, Quadratic, TaskFamily
+from learned_optim.weights import LoadedRule, load_bundled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_DRAWN = 201  # points of a curve in the JSON, log-spaced if the run is longer
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One way to leave what the rule was trained on.
+
+    Attributes:
+        title: for people.
+        rule: the bundled rule.
+        family: the changed task.
+        rates: file of the rates tuned for the unchanged one.
+        steps: of each run.
+        runs: how many.
+        block: stepped together.
+        marks: steps whose losses are given.
+    """
+
+    title: str
+    rule: str
+    family: TaskFamily
+    rates: str
+    steps: int
+    runs: int
+    block: int
+    marks: tuple[int, ...]
+
+    def problem(self) -> Problem:
+        """The test runs."""
+        task = self.family.sample(torch.Generator())
+        return Problem(task, self.runs, self.steps, "test", self.block)
+
+
+CASES: dict[str, Failure] = {
+    "quadratic_x3": Failure(
+        "W x 3", "l2l-quadratic", Quadratic(gain=3.0), "quadratic", 100, 1024, 1024, (100,)
+    ),
+    "quadratic_x10": Failure(
+        "W x 10", "l2l-quadratic", Quadratic(gain=10.0), "quadratic", 100, 1024, 1024, (100,)
+    ),
+    "relu": Failure(
+        "MNIST, ReLU", "l2l-mnist", MnistMLP(activation="relu"), "mnist_base", 100, 20, 5, (20, 100)
+    ),
+    "steps_1000": Failure(
+        "MNIST, 1000 steps", "l2l-mnist", MnistMLP(), "mnist_base", 1000, 20, 5, (100, 300, 1000)
+    ),
+    "steps_10000": Failure(
+        "MNIST, 10,000 steps",
+        "l2l-mnist",
+        MnistMLP(),
+        "mnist_base",
+        10_000,
+        4,
+        4,
+        (100, 1000, 3000, 10_000),
+    ),
+}
+
+
+def shown_steps(steps: int) -> list[int]:
+    """Which steps a curve is kept at: all of a short run, log-spaced ones of a long run."""
+    if steps < _DRAWN:
+        return list(range(steps + 1))
+    spaced = torch.logspace(0, torch.tensor(steps).log10().item(), _DRAWN).round().int()
+    return sorted({0, *spaced.tolist()})
+
+
+def examine(case: Failure, entries: Mapping[str, Callable[[], Stepper]], name: str) -> dict:
+    """One case, ready for JSON: curves and, at the marks, summaries of every entry."""
+    started = time.process_time()
+    steps = shown_steps(case.steps)
+    results: dict[str, Any] = {}
+    for entry, make_stepper in entries.items():
+        losses = run(case.problem(), make_stepper, progress=f"{name}, {entry}").losses[:, 0]
+        # A loss that is not finite counts as infinite, so that no run drops out.
+        losses = losses.nan_to_num(torch.inf)
+        results[entry] = {
+            "curve": curve(losses[:, steps]),
+            "marks": {str(mark): _summary(losses, mark) for mark in case.marks},
+            "best_step": int(losses.median(0).values.argmin()),
+        }
+    return {
+        "title": case.title,
+        "runs": case.runs,
+        "steps": steps,
+        "entries": results,
+        "cpu_seconds": round(time.process_time() - started, 1),
+    }
+
+
+def _summary(losses: torch.Tensor, mark: int) -> dict[str, Any]:
+    start = losses[:, 0].median()
+    return summary(losses[:, mark]) | {"above_start": int((losses[:, mark] > start).sum())}
+
+
+def contenders(case: Failure, rules: Mapping[str, LoadedRule]) -> dict[str, Callable[[], Stepper]]:
+    """Adam, the rule, and `default` but for the longest runs, which would take an hour."""
+    tuned = json.loads(baseline_path(case.rates).read_text(encoding="utf-8"))["tuned"]
+    rate = tuned["adam"]["rate"]
+    entries: dict[str, Callable[[], Stepper]] = {
+        "adam": lambda: Sweep({"adam": [rate]}),
+        "l2l": lambda: Learned(rules[case.rule]),
+    }
+    if case.steps <= 1000:
+        entries["default"] = lambda: Learned(rules["default"])
+    return entries
+
+
+def measure(path: Path, cases: Mapping[str, Failure], *, again: bool = False) -> None:
+    """Run the cases that `path` lacks for today's weights, and write after each."""
+    names = sorted({case.rule for case in cases.values()} | {"default"})
+    rules = {name: load_bundled(name) for name in names}
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not again else {}
+    done: dict[str, Any] = dict(saved.get("failures", {}))
+    for name, case in cases.items():
+        sha256 = rules[case.rule].sha256
+        if done.get(name, {}).get("weights_sha256") == sha256:
+            continue
+        found = examine(case, contenders(case, rules), name)
+        done[name] = found | {"rule": case.rule, "weights_sha256": sha256}
+        ordered = {known: done[known] for known in cases if known in done}
+        seconds = {"cpu_seconds": sum(one["cpu_seconds"] for one in ordered.values())}
+        write_json(path, {"failures": ordered, **provenance(), **seconds})
+
+
+def show(content: Mapping[str, Any]) -> None:
+    """Print medians, and how many runs stand above their start, at the marks."""
+    for case in content["failures"].values():
+        print(f"\n{case['title']}: median loss, {case['runs']} runs (above the start in brackets)")
+        for entry, facts in case["entries"].items():
+            marks = "  ".join(
+                f"{mark}: {report.number(at['median'])} ({at['above_start']})"
+                for mark, at in facts["marks"].items()
+            )
+            print(f"{label(entry):14}{marks}  best at {facts['best_step']}")
+
+
+def _panel(axes: Axes, case: Mapping[str, Any]) -> None:
+    steps = [max(step, 0.7) for step in case["steps"]] if case["steps"][-1] > 200 else case["steps"]
+    top = case["entries"]["adam"]["curve"]["median"][0] * 30
+    for entry, facts in case["entries"].items():
+        rows = {
+            key: [top if value is None else min(value, top) for value in facts["curve"][key]]
+            for key in ("median", "lower", "upper")
+        }
+        width = 2.2 if entry == "l2l" else 1.3
+        axes.plot(steps, rows["median"], color=colour(entry), linewidth=width, label=label(entry))
+        axes.fill_between(
+            steps, rows["lower"], rows["upper"], color=colour(entry), alpha=0.13, linewidth=0
+        )
+    axes.set_yscale("log")
+    if case["steps"][-1] > 200:
+        axes.set_xscale("log")
+    axes.set_title(f"{case['title']} ({case['runs']} runs)", fontsize=9)
+    axes.set_xlabel("step")
+
+
+def draw(content: Mapping[str, Any], path: Path) -> None:
+    """A panel for each case, median and quartiles, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    cases = list(content["failures"].values())
+    with pyplot.rc_context(STYLE):
+        figure, grid = pyplot.subplots(2, 3, figsize=(10, 5.4))
+        panels = list(grid.flat)
+        for axes, case in zip(panels, cases, strict=False):
+            _panel(axes, case)
+        for line in grid:
+            line[0].set_ylabel("loss")
+        for axes in panels[len(cases) :]:
+            axes.axis("off")
+        handles, labels = panels[0].get_legend_handles_labels()
+        panels[-1].legend(handles, labels, loc="center")
+        caption = "Median and quartiles; Adam at the rate tuned for the unchanged task"
+        figure.text(0.01, 0.005, caption, fontsize=7, color="#666666")
+        figure.tight_layout(rect=(0, 0.03, 1, 1))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Software": None})
+        pyplot.close(figure)
+
+
+def main() -> None:
+    parser = report.small_parser(__doc__ or "")
+    parser.add_argument("--again", action="store_true", help="run every case anew")
+    arguments = parser.parse_args()
+    path = arguments.output / "paper_failures.json"
+    if not arguments.redraw:
+        measure(path, CASES, again=arguments.again)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    show(content)
+    draw(content, path.with_suffix(".png"))
+    print(f"\nWritten: {path} and {path.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()
