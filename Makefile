@@ -36,6 +36,10 @@ format: $(VENV)/.lint
 results: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.paper.quadratic
 	$(BIN)/python -m benchmarks.paper.mnist --variants
+	$(BIN)/python -m benchmarks.paper.trajectories
+	$(BIN)/python -m benchmarks.paper.anatomy
+	$(BIN)/python -m benchmarks.paper.failures
+	$(BIN)/python -m benchmarks.paper.ablations
 	$(MAKE) readme
 
 # Rewrite the README's tables from benchmarks/results/*.json.

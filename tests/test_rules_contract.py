@@ -13,6 +13,7 @@ from learned_optim.rules import (
     L2L,
     RULES,
     Adam,
+    ByLayer,
     Clock,
     Coordinates,
     Default,
@@ -28,6 +29,7 @@ CASES: dict[str, UpdateRule] = {
     "l2l-raw": L2L(layers=1, hidden=3, preprocess="none", scale=1.0),
     "l2l-gru": L2L(cell="gru", layers=2, hidden=4),
     "l2l-peephole": L2L(cell="peephole", layers=1, hidden=4),
+    "by_layer": ByLayer(layers=1, hidden=4),
     "learnable_sgd": LearnableSGD(),
     "learnable_sgd-momentum": LearnableSGD(momentum=0.9),
     "adam": Adam(),
@@ -36,6 +38,7 @@ CASES: dict[str, UpdateRule] = {
 }
 # A matrix, for rules with a stage for matrices; others see its coordinates alone.
 SHAPE = (4, 3)
+CONVOLUTION = (2, 3, 2)
 N = 12
 rules = pytest.mark.parametrize("rule", CASES.values(), ids=CASES.keys())
 
@@ -51,32 +54,47 @@ def weights_of(rule: UpdateRule, seed: int = 0) -> Weights:
 
 
 def whole_step(
-    rule: UpdateRule, coords: Coordinates, state: State, step: Tensor, weights: Weights
+    rule: UpdateRule,
+    coords: Coordinates,
+    state: State,
+    step: Tensor,
+    weights: Weights,
+    shape: tuple[int, ...] = SHAPE,
 ) -> tuple[Tensor, State]:
     """All stages on whole tensors, `(..., N)`."""
     coordinates = {key: state[key] for key in rule.keys_per("coordinate")}
-    signals, tensors = controlled(rule, coords, state, step, weights)
+    signals, tensors = controlled(rule, coords, state, step, weights, shape)
     moved, coordinates = rule.update(coords, coordinates, signals, weights)
-    if rule.finishes(SHAPE):
-        matrix = moved.unflatten(-1, as_matrix(SHAPE))
+    if rule.finishes(shape):
+        matrix = moved.unflatten(-1, as_matrix(shape))
         moved = rule.finish(matrix, signals.squeeze(-1)).flatten(-2)
     return moved, {key: value.squeeze(-1) for key, value in tensors.items()} | coordinates
 
 
 def controlled(
-    rule: UpdateRule, coords: Coordinates, state: State, step: Tensor, weights: Weights
+    rule: UpdateRule,
+    coords: Coordinates,
+    state: State,
+    step: Tensor,
+    weights: Weights,
+    shape: tuple[int, ...] = SHAPE,
 ) -> tuple[Tensor, State]:
     """Sums and `control` of one tensor: signals `(..., M, 1)` and its state `(..., rows, 1)`."""
     coordinates = {key: state[key] for key in rule.keys_per("coordinate")}
     tensors = {key: state[key].unsqueeze(-1) for key in rule.keys_per("tensor")}
-    shape = SHAPE if coords.grad.shape[-1] == N else (coords.grad.shape[-1],)
+    shape = shape if coords.grad.shape[-1] == N else (coords.grad.shape[-1],)
     facts = torch.tensor(rule.describe(shape), dtype=coords.grad.dtype)
     sums = rule.summarize(coords, coordinates).unsqueeze(-1)
     return rule.control(sums, facts.unsqueeze(-1), tensors, Clock(step.reshape(1)), weights)
 
 
 def run(
-    rule: UpdateRule, weights: Weights, seed: int = 0, steps: int = 3, size: float = 1.0
+    rule: UpdateRule,
+    weights: Weights,
+    seed: int = 0,
+    steps: int = 3,
+    size: float = 1.0,
+    shape: tuple[int, ...] = SHAPE,
 ) -> tuple[list[Tensor], State]:
     """A few steps; the state is then away from zero."""
     param = size * draw((N,), seed + 100)
@@ -84,7 +102,7 @@ def run(
     for k in range(1, steps + 1):
         coords = Coordinates(draw((N,), seed + k), param)
         step, state = whole_step(
-            rule, coords, state, torch.tensor([float(k)], dtype=torch.float64), weights
+            rule, coords, state, torch.tensor([float(k)], dtype=torch.float64), weights, shape
         )
         param = param + step
         moved.append(step)
@@ -246,9 +264,10 @@ def test_the_step_is_differentiable_in_every_weight(rule: UpdateRule):
     keys = list(weights)
 
     def f(*values: Tensor) -> Tensor:
-        # Small parameters too: some weights matter only there.
+        # Small parameters and convolutions too: some weights matter only there.
         given = dict(zip(keys, values, strict=True))
-        runs = (run(rule, given, steps=2, size=size)[0] for size in (1.0, 1e-3))
+        cases = [(1.0, SHAPE), (1e-3, SHAPE), (1.0, CONVOLUTION)]
+        runs = (run(rule, given, steps=2, size=size, shape=shape)[0] for size, shape in cases)
         return torch.stack([torch.stack(moved).square().sum() for moved in runs]).sum()
 
     inputs = [w.requires_grad_() for w in weights.values()]

@@ -13,7 +13,10 @@ from learned_optim.tasks.axes import AxesFamily, choices
 from learned_optim.tasks.mlp_classification import MLPClassification
 
 # Families whose defaults need a file get a data set that comes with scikit-learn.
-CONFIGS = {"mnist_mlp": {"dataset": "digits", "init_std": 0.1}}
+CONFIGS = {
+    "cifar_conv": {"dataset": "digits", "batch_size": 32},
+    "mnist_mlp": {"dataset": "digits", "init_std": 0.1},
+}
 # Adam's rate where 0.01 is too slow for 40 steps, or too fast: SIRENs have steep slopes.
 RATES = {
     "ill_conditioned_quadratic": 0.03,

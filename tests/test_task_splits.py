@@ -9,10 +9,22 @@ import pytest
 import torch
 
 from learned_optim.meta_training.recipe import RecipeError, TaskEntry, parse_recipe
-from learned_optim.tasks import CNN, TASK_FAMILIES, MLPClassification, RNNLanguageModel
+from learned_optim.tasks import (
+    CNN,
+    TASK_FAMILIES,
+    CifarConv,
+    MLPClassification,
+    RNNLanguageModel,
+)
 from learned_optim.tasks.augment import LossScale, Reparametrise
 from learned_optim.tasks.axes import choices
-from learned_optim.tasks.splits import HELD_OUT, META_TEST, META_TRAIN, META_VALIDATION
+from learned_optim.tasks.splits import (
+    HELD_OUT,
+    META_TEST,
+    META_TRAIN,
+    META_VALIDATION,
+    PAPER_ONLY,
+)
 from learned_optim.tasks.splits import check_trainable as check
 
 SETS = {"train": META_TRAIN, "validation": META_VALIDATION, "test": META_TEST}
@@ -77,7 +89,17 @@ def test_the_overlap_that_the_sets_are_checked_for_is_seen():
 
 def test_every_family_is_used_by_some_set():
     used = {family.name for entries in SETS.values() for family in entries.values()}
-    assert used >= TASK_FAMILIES.keys() - {"mnist_mlp"}
+    assert used >= TASK_FAMILIES.keys() - {"mnist_mlp", *PAPER_ONLY}
+    assert used.isdisjoint(PAPER_ONLY)
+
+
+def test_the_papers_own_families_may_be_trained_on_but_not_mixed_with_others():
+    check(CifarConv())
+    paper, other = {"family": "cifar_conv"}, {"family": "cnn"}
+    assert parse_recipe(recipe(paper)).tasks[0].family == CifarConv()
+    for tasks in ([paper, other], [{**paper, "augment": [{"name": "loss_scale"}]}, other]):
+        with pytest.raises(RecipeError, match=r"\['cifar_conv'\] show data of the meta-test set"):
+            parse_recipe({**recipe(paper), "tasks": tasks})
 
 
 @pytest.mark.parametrize("name", [*META_TRAIN, *META_VALIDATION])

@@ -19,7 +19,8 @@ from learned_optim.rules import L2L, State, UpdateRule, Weights
 def applies(rule: UpdateRule, like: Tensor) -> bool:
     """Whether `rule` on tensors such as `like` has a kernel here."""
     return (
-        isinstance(rule, L2L)
+        # Not isinstance: a subclass computes something else.
+        type(rule) is L2L
         and rule.cell == "lstm"
         and like.dtype == torch.float32
         and like.device.type == "cpu"
@@ -32,7 +33,7 @@ def step(
     rule: UpdateRule, weights: Weights, grad: Tensor, state: State
 ) -> tuple[Tensor, State] | None:
     """`UpdateRule.update` without a graph: `(*lead, N)`, `(*lead, S, N)`."""
-    if torch.is_grad_enabled() or not isinstance(rule, L2L) or not applies(rule, grad):
+    if torch.is_grad_enabled() or type(rule) is not L2L or not applies(rule, grad):
         return None
     lead = grad.shape[:-1]
     flat = _flatten(rule, weights)
@@ -49,7 +50,7 @@ def vjp(
     rule: UpdateRule, weights: Weights, grads: Tensor, state: State, cotangents: Tensor
 ) -> Weights | None:
     """Gradient of `sum(cotangents * steps)`: `(T, *lead, N)`, one set of weights for all."""
-    if not isinstance(rule, L2L) or not applies(rule, grads):
+    if type(rule) is not L2L or not applies(rule, grads):
         return None
     flat_grad, _ = kernels.lstm_bptt(
         grads.flatten(1).contiguous(),
@@ -70,7 +71,7 @@ def step_vjp(
     state_bar: State,
 ) -> tuple[Weights, Tensor, State] | None:
     """VJP of one step: cotangents of weights, gradient `(R, N)` and state `(R, S, N)`."""
-    if not isinstance(rule, L2L) or not applies(rule, grad):
+    if type(rule) is not L2L or not applies(rule, grad):
         return None
     flat_bar, grad_bar, rows_bar = kernels.lstm_vjp(
         grad.contiguous(),

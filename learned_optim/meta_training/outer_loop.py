@@ -17,7 +17,7 @@ from learned_optim.meta_training.seeding import generator
 from learned_optim.meta_training.truncation import Worker, moved
 from learned_optim.meta_training.validation import Result, Validator
 from learned_optim.meta_training.yardstick import Yardstick
-from learned_optim.rules import Weights
+from learned_optim.rules import PARTS, ByLayer, Weights
 
 
 def learning_rate(outer: Outer, step: int) -> float:
@@ -101,9 +101,16 @@ class MetaTrainer:
     def start_from(self, weights: Weights) -> None:
         """Begin at these meta-parameters instead of those drawn.
 
+        A `ByLayer` may also begin with both parts at the weights of one `L2L`.
+
         Raises:
             RecipeError: if they are not this rule's.
         """
+        if (
+            isinstance(self.rule, ByLayer)
+            and weights.keys() == self.rule.part.weight_shapes().keys()
+        ):
+            weights = self.rule.joined(dict.fromkeys(PARTS, weights))
         shapes = {key: tuple(value.shape) for key, value in weights.items()}
         if shapes != self.rule.weight_shapes():
             raise RecipeError("the weights to start from belong to a rule of another shape")

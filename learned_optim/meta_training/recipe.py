@@ -26,7 +26,7 @@ from learned_optim.rules import RULES, UpdateRule
 from learned_optim.tasks import TASK_FAMILIES
 from learned_optim.tasks.augment import AUGMENTATIONS
 from learned_optim.tasks.base import TaskFamily
-from learned_optim.tasks.splits import check_trainable
+from learned_optim.tasks.splits import check_together, check_trainable
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -206,6 +206,9 @@ class Recipe:
     start: str = ""
     stagger: bool = False
     checkpoint_minutes: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_together(entry.family for entry in self.tasks)
 
 
 _TABLES = {

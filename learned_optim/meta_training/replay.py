@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from learned_optim.meta_training import fused
+from learned_optim.meta_training.by_part import Routing
 from learned_optim.meta_training.unroll import Layout, apply_rule, make_clock
-from learned_optim.rules import Coordinates, State, UpdateRule, Weights
+from learned_optim.rules import PARTS, ByLayer, Coordinates, State, UpdateRule, Weights
 
 BLOCK = 1024  # coordinates; 512-2048 measured alike for 2 x 20 units over 20 steps
 
@@ -66,6 +67,8 @@ def cotangents(step_weights: Tensor, grads: Tensor) -> Tensor:
 
 def replay(rule: UpdateRule, weights: Weights, recording: Recording) -> Weights:
     """Gradient of `sum_t <cotangent_t, step_t>` with respect to the meta-parameters."""
+    if isinstance(rule, ByLayer):
+        return _replay_parts(rule, weights, recording)
     compiled = fused.vjp(rule, weights, recording.grads, recording.state, recording.cotangents)
     if compiled is not None:
         return compiled
@@ -77,6 +80,22 @@ def replay(rule: UpdateRule, weights: Weights, recording: Recording) -> Weights:
         key: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
         for key, leaf in leaves.items()
     }
+
+
+def _replay_parts(rule: ByLayer, weights: Weights, recording: Recording) -> Weights:
+    """`replay`, each part on its own coordinates."""
+    layout, sets = recording.layout, rule.split(weights)
+    routing = Routing(rule, layout.shapes, layout.sizes)
+    gradients = {}
+    for part in PARTS:
+        own = recording._replace(
+            grads=routing.take(recording.grads, part),
+            params=routing.take(recording.params, part),
+            cotangents=routing.take(recording.cotangents, part),
+            state={key: routing.take(value, part) for key, value in recording.state.items()},
+        )
+        gradients[part] = replay(rule.part, sets[part], own)
+    return rule.joined(gradients)
 
 
 def _objective(rule: UpdateRule, weights: Weights, block: Recording) -> Tensor:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from learned_optim.matrices import as_matrix
 from learned_optim.meta_training import fused
-from learned_optim.rules import Clock, Coordinates, State, UpdateRule, Weights
+from learned_optim.meta_training.by_part import Routing
+from learned_optim.rules import PARTS, ByLayer, Clock, Coordinates, State, UpdateRule, Weights
 from learned_optim.tasks.base import Batch, Params, Split, Task
 
 
@@ -224,6 +225,8 @@ def apply_rule(
     compiled = fused.step(rule, weights, coords.grad, state)
     if compiled is not None:
         return compiled
+    if isinstance(rule, ByLayer):
+        return _apply_parts(rule, weights, layout, coords, state, clock)
     per_tensor = {key: state[key] for key in rule.keys_per("tensor")}
     per_coordinate = {key: state[key] for key in rule.keys_per("coordinate")}
     sums = layout.summarize(rule, coords, per_coordinate)
@@ -231,6 +234,32 @@ def apply_rule(
     step, per_coordinate = rule.update(coords, per_coordinate, layout.spread(signals), weights)
     step = layout.finish(rule, step, signals)
     return step, per_tensor | per_coordinate
+
+
+def _apply_parts(
+    rule: ByLayer,
+    weights: Weights,
+    layout: Layout,
+    coords: Coordinates,
+    state: State,
+    clock: Clock,
+) -> tuple[Tensor, State]:
+    """`apply_rule`, each part on its own coordinates."""
+    routing, sets = Routing(rule, layout.shapes, layout.sizes), rule.split(weights)
+    moved = {
+        part: apply_rule(
+            rule.part,
+            sets[part],
+            layout,
+            Coordinates(*(routing.take(tensor, part) for tensor in coords)),
+            {key: routing.take(value, part) for key, value in state.items()},
+            clock,
+        )
+        for part in PARTS
+    }
+    steps = {part: step for part, (step, _) in moved.items()}
+    cells = {part: new["cell"] for part, (_, new) in moved.items()}
+    return routing.put(steps), {"cell": routing.put(cells)}
 
 
 def advance(

@@ -6,6 +6,7 @@ from learned_optim.tasks.base import Params as Params
 from learned_optim.tasks.base import Split as Split
 from learned_optim.tasks.base import Task as Task
 from learned_optim.tasks.base import TaskFamily as TaskFamily
+from learned_optim.tasks.cifar_conv import CifarConv as CifarConv
 from learned_optim.tasks.cnn import CNN as CNN
 from learned_optim.tasks.ill_conditioned_quadratic import (
     IllConditionedQuadratic as IllConditionedQuadratic,
@@ -44,6 +45,7 @@ TASK_FAMILIES: dict[str, type[TaskFamily]] = {
         Autoencoder,
         VAE,
         CNN,
+        CifarConv,
         ResNet,
         ViT,
         RNNLanguageModel,
