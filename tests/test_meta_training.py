@@ -7,6 +7,9 @@ import math
 import pytest
 import torch
 
+from learned_optim import kernels
+from learned_optim.meta_training import tape
+from learned_optim.meta_training.estimators import tbptt
 from learned_optim.meta_training.estimators.tbptt import TBPTT
 from learned_optim.meta_training.meta_loss import META_LOSSES, Log, Sum
 from learned_optim.meta_training.replay import cotangents
@@ -52,7 +55,12 @@ def window_gradient_by_graph(rule, weights, worker, steps, meta_loss, second_der
 
 @pytest.mark.parametrize("meta_loss", [cls() for cls in META_LOSSES.values()], ids=META_LOSSES)
 @pytest.mark.parametrize("name", RULES)
-def test_replay_gives_the_gradient_of_the_unrolled_graph(name, meta_loss):
+@pytest.mark.parametrize("way", ["kernels", "tape", "replay"])
+def test_every_way_gives_the_gradient_of_the_unrolled_graph(name, meta_loss, way, monkeypatch):
+    if way != "kernels":
+        monkeypatch.setattr(kernels, "available", lambda: False)
+        monkeypatch.setattr(tbptt, "tape_pays", lambda *_: way == "tape")
+        monkeypatch.setattr(tape, "BLOCK", 100)  # of 385 coordinates times 3 runs
     rule = RULES[name]()
     weights = draw(rule)
     estimate = TBPTT(unroll=7).estimate(
@@ -70,6 +78,35 @@ def test_replay_gives_the_gradient_of_the_unrolled_graph(name, meta_loss):
         assert float((estimate.grads[key] - grad).norm()) <= 1e-3 * scale, key
     # The floor of `default` alone may have nothing to do here.
     assert idle <= (name == "default"), "weights without a gradient test nothing"
+
+
+@pytest.mark.parametrize("name", ["l2l", "default"])
+def test_a_tape_leaves_the_state_that_plain_steps_leave(name, monkeypatch):
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    rule = RULES[name]()
+    carries = []
+    for way in (True, False):
+        monkeypatch.setattr(tbptt, "tape_pays", lambda *_, way=way: way)
+        worker = Worker(SMALL, 3, Constant(20), 1, 0)
+        for _ in range(2):
+            TBPTT(unroll=3).estimate(rule, draw(rule), worker, Sum())
+        carries.append(worker.carry)
+    taped, plain = carries
+    assert taped.state.keys() == plain.state.keys()
+    for key, value in plain.state.items():
+        torch.testing.assert_close(taped.state[key], value, rtol=1e-4, atol=1e-6)
+        assert not taped.state[key].requires_grad
+    torch.testing.assert_close(taped.theta, plain.theta)
+
+
+def test_a_graph_that_is_too_large_is_not_recorded(monkeypatch):
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    rule, worker = L2L(), Worker(SMALL, 1, Constant(20), 1, 0)
+    carry = worker.current(rule)
+    assert carry.theta.numel() == 385
+    assert tbptt.tape_pays(rule, carry, 20)
+    monkeypatch.setattr(tape, "MEMORY", 20 * 385 * 80 * tape.COPIES * 4 - 1)
+    assert not tbptt.tape_pays(rule, carry, 20)
 
 
 def test_second_derivatives_give_the_gradient_of_the_meta_loss_itself():

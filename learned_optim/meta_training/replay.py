@@ -9,8 +9,8 @@ known once the window has run without grad. What remains is a vector-Jacobian pr
 alone, coordinate by coordinate: it needs no graph over the optimizee, and it can be computed in
 blocks of coordinates that stay in the cache, by the compiled kernel where there is one. On a
 784-20-10 network the kernel makes it four times as fast as differentiating the unrolled loop of
-torch.nn.LSTMCell; without it the replay is slower (0.8 of the loop's speed) and saves only memory
-(`benchmarks/results/meta_training_throughput.json`).
+torch.nn.LSTMCell (`benchmarks/results/meta_training_throughput.json`). Without it `tape` is faster,
+and the replay is for windows whose graph would not fit in memory.
 """
 
 from __future__ import annotations

@@ -282,6 +282,11 @@ def advance(
     if not second_derivatives:
         coords = Coordinates(carry.grad.detach(), carry.theta.detach())
     step, state = apply_rule(rule, weights, layout, coords, carry.state, clock)
+    return arrive(runs, layout, carry, step, state)
+
+
+def arrive(runs: Runs, layout: Layout, carry: Carry, step: Tensor, state: State) -> Carry:
+    """The carry after a step `(*lead, N)`: moved, and evaluated on the next minibatch."""
     theta = carry.theta + step
     batch = runs.next_batch()
     grads, loss = runs.evaluate(layout.split(theta), batch)

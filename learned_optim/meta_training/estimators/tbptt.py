@@ -9,13 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from learned_optim.meta_training import fused
 from learned_optim.meta_training.adjoint import window_gradient
 from learned_optim.meta_training.estimators.base import Estimate, GradientEstimator
 from learned_optim.meta_training.imitation import gap, gap_gradient
 from learned_optim.meta_training.meta_loss import MetaLoss
 from learned_optim.meta_training.replay import Recording, cotangents, replay
+from learned_optim.meta_training.tape import Tape, fits
 from learned_optim.meta_training.truncation import Worker
-from learned_optim.meta_training.unroll import Carry, advance
+from learned_optim.meta_training.unroll import Carry, Layout, advance, arrive
 from learned_optim.rules import UpdateRule, Weights
 
 
@@ -26,7 +28,8 @@ class TBPTT(GradientEstimator):
     Biased: parameters and state are constants at the start of each window. Without
     `second_derivatives` the gradient of the optimizee's gradients is dropped too, as in the paper
     (section 2.1, figure 2), along with that of every other function of the parameters that the
-    rule sees; the window is then replayed block by block (`learned_optim.meta_training.replay`).
+    rule sees; the rule alone is then differentiated, from its graph (`learned_optim.meta_training.
+    tape`) or, where a kernel does it or the graph is too large, in a second pass (`replay`).
 
     Args:
         unroll: steps of a window; the last window of an episode is shorter where it must be.
@@ -73,35 +76,75 @@ class TBPTT(GradientEstimator):
     ) -> tuple[Weights, Tensor, dict[str, float]]:
         """The meta-gradient, the losses, and the mean gap to a teacher if there is one."""
         told = worker.total_steps if self.tell_horizon else None
-        carries = [worker.current(rule)]
-        for _ in range(length):
-            carry = advance(rule, weights, worker.runs, worker.layout, carries[-1], told)
-            carries.append(carry)
+        start = worker.current(rule)
+        tape = None
+        if not self.second_derivatives and tape_pays(rule, start, length):
+            tape = Tape(rule, weights, worker.layout, start, told)
+        carries = _forward(rule, weights, worker, length, told, tape)
         distance, pulls = _imitate(worker, carries, told)
         worker.carry = carries[-1]
         losses = torch.stack([carry.loss for carry in carries[1:]])
         unit = worker.unit(losses)
         step_weights = meta_loss.step_weights(losses / unit) / (unit * losses[0].numel())
         if self.second_derivatives:
-            return (
-                window_gradient(
-                    rule, weights, worker.runs, worker.layout, carries, step_weights, told, pulls
-                ),
-                losses,
-                distance,
+            gradient = window_gradient(
+                rule, weights, worker.runs, worker.layout, carries, step_weights, told, pulls
             )
-        grads = torch.stack([carry.grad for carry in carries])
-        wanted = cotangents(step_weights, grads[1:])
-        recording = Recording(
-            grads=grads[:-1],
-            params=torch.stack([carry.theta for carry in carries[:-1]]),
-            cotangents=wanted if pulls is None else wanted + pulls,
-            state=carries[0].state,
-            layout=worker.layout,
-            first_step=carries[0].step + 1,
-            total_steps=told,
-        )
-        return replay(rule, weights, recording), losses, distance
+        else:
+            wanted = cotangents(step_weights, torch.stack([carry.grad for carry in carries[1:]]))
+            wanted = wanted if pulls is None else wanted + pulls
+            if tape is not None:
+                gradient = tape.gradient(wanted)
+            else:
+                gradient = _replay(rule, weights, worker.layout, carries, wanted, told)
+        return gradient, losses, distance
+
+
+def tape_pays(rule: UpdateRule, start: Carry, length: int) -> bool:
+    """Whether recording the window beats running it and replaying it by a kernel."""
+    return not fused.applies(rule, start.grad) and fits(rule, start, length)
+
+
+def _forward(
+    rule: UpdateRule,
+    weights: Weights,
+    worker: Worker,
+    length: int,
+    told: int | None,
+    tape: Tape | None,
+) -> list[Carry]:
+    """The carries of times 0 ... length; with a tape those between have no state."""
+    carries = [worker.current(rule)]
+    for _ in range(length):
+        if tape is None:
+            carry = advance(rule, weights, worker.runs, worker.layout, carries[-1], told)
+        else:
+            step = tape.step(carries[-1])
+            carry = arrive(worker.runs, worker.layout, carries[-1], step, {})
+        carries.append(carry)
+    if tape is not None:
+        carries[-1] = carries[-1]._replace(state=tape.state())
+    return carries
+
+
+def _replay(
+    rule: UpdateRule,
+    weights: Weights,
+    layout: Layout,
+    carries: Sequence[Carry],
+    wanted: Tensor,
+    told: int | None,
+) -> Weights:
+    recording = Recording(
+        grads=torch.stack([carry.grad for carry in carries[:-1]]),
+        params=torch.stack([carry.theta for carry in carries[:-1]]),
+        cotangents=wanted,
+        state=carries[0].state,
+        layout=layout,
+        first_step=carries[0].step + 1,
+        total_steps=told,
+    )
+    return replay(rule, weights, recording)
 
 
 def _imitate(
