@@ -40,6 +40,7 @@ results: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.paper.anatomy
 	$(BIN)/python -m benchmarks.paper.failures
 	$(BIN)/python -m benchmarks.paper.ablations
+	$(BIN)/python -m benchmarks.generalization
 	$(MAKE) readme
 
 # Rewrite the README's tables from benchmarks/results/*.json.

@@ -3,9 +3,10 @@
     python -m benchmarks.readme_tables            write them
     python -m benchmarks.readme_tables --check    exit with 1 if they are not up to date
 
-Reads `benchmarks/results/*.json`. Two kinds of files have a table: comparisons of
-`benchmarks.paper` (they hold `cases`) and the demo's (they hold `networks`); others are left to
-their own scripts.
+Reads `benchmarks/results/*.json`. Four kinds of files have a table: comparisons of
+`benchmarks.paper` (they hold `cases`), the demo's (`networks`), the held-out evaluation of
+`benchmarks.generalization` (`summary`) and `benchmarks.real_scale` (`parameters`); others are left
+to their own scripts.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.baselines import BASELINES
+from benchmarks.general.store import LABELS, TOLD
 from benchmarks.results import RESULTS
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -126,16 +128,65 @@ def digits(content: Mapping[str, Any]) -> str:
     return markdown(header, rows)
 
 
+def held_out(content: Mapping[str, Any]) -> str:
+    """The table of `benchmarks.generalization`; weights were chosen on the other list, so none."""
+    if content["split"] != "held_out":
+        return ""
+    plain, told = (content["summary"][key] for key in ("rule", "rule" + TOLD))
+    rows = []
+    for rival, label in LABELS.items():
+        pairs = [plain["versus"].get(rival), told["versus"].get(rival + TOLD)]
+        pairs[1] = pairs[1] or told["versus"].get(rival)
+        if all(pairs):
+            rows.append([label, *(cell for pair in pairs for cell in _pair(pair))])
+    tests = [facts["test_versus"]["adam"] for facts in (plain, told)]
+    rows.append(["Adam, best rate: test loss", *(cell for pair in tests for cell in _pair(pair))])
+    rises = [f"{facts['late_rises']} of {facts['runs']}" for facts in (plain, told)]
+    rows.append(["runs that rise late", rises[0], "", rises[1], ""])
+    problems = plain["versus"]["adam"]["problems"]
+    header = [
+        f"`{content['rule']['name']}` on {problems} held-out problems: final loss over that of"
+    ]
+    return markdown([*header, "ratio (95 %)", "wins", "`total_steps` told", "wins"], rows)
+
+
+def _pair(pair: Mapping[str, Any]) -> tuple[str, str]:
+    low, high = (number(value) for value in pair["interval_95"])
+    return f"{number(pair['ratio'])} ({low} to {high})", f"{pair['wins']:.0%}"
+
+
+def real_scale(content: Mapping[str, Any]) -> str:
+    """The table of `benchmarks.real_scale`."""
+    rows = [
+        [run["label"], number(run["final_loss"]), number(run["test_loss"])]
+        for run in content["runs"].values()
+    ]
+    size = f"{content['parameters'] / 1e6:.1f}M parameters, {content['size']['steps']} steps"
+    return markdown([f"Language model, {size}", "training loss", "test loss"], rows)
+
+
+def table_of(content: Mapping[str, Any]) -> str:
+    """Of one result file; empty if it has none."""
+    for key, table in TABLES.items():
+        if key in content:
+            return table(content)
+    return ""
+
+
+TABLES = {
+    "cases": comparison,
+    "networks": digits,
+    "summary": held_out,
+    "parameters": real_scale,
+}
+
+
 def render(folder: Path = RESULTS) -> str:
     """All tables, in the order of the files' names."""
     blocks = []
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
-        table = ""
-        if "cases" in content:
-            table = comparison(content)
-        elif "networks" in content:
-            table = digits(content)
+        table = table_of(content)
         if table:
             blocks.append(f"{table}\n\n{provenance(content, path.name)}")
     return "\n\n".join(blocks) or NOTHING

@@ -1,0 +1,1 @@
+"""Parts of `benchmarks.generalization`: problems, contenders, the loop, the cache, the scores."""

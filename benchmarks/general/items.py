@@ -1,0 +1,130 @@
+"""The fixed problems: one list to choose weights by, one that nothing is chosen by.
+
+`validation`: the families of `META_VALIDATION` and fresh draws from families that meta-training
+samples. `held_out`: families, data and losses of `HELD_OUT`, several of each in several sizes,
+small enough that a hundred runs side by side train on one core. Both hold the kinds of problem on
+which steps relative to a tensor's scale get stuck: bottlenecks whose ReLUs die, targets nobody
+rescaled, convex problems that start at zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from learned_optim import tasks
+from learned_optim.meta_training.seeding import derive_seed, generator
+from learned_optim.tasks.base import Task, TaskFamily
+from learned_optim.tasks.splits import META_TEST, META_TRAIN, META_VALIDATION
+
+SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Item:
+    """One problem.
+
+    Attributes:
+        name: unique in its list; the draw of the task and its runs follow from it.
+        family: what the task is drawn from.
+        steps: length of the runs.
+    """
+
+    name: str
+    family: TaskFamily
+    steps: int
+
+    @property
+    def task(self) -> Task:
+        """The same at every call."""
+        return self.family.sample(generator("generalization", "task", self.name))
+
+    def seeds(self, purpose: str = "train") -> list[int]:
+        """Of the runs: start, constants and minibatches follow from each."""
+        return [derive_seed("generalization", purpose, self.name, run) for run in range(SEEDS)]
+
+
+def _test(name: str, **changes: Any) -> TaskFamily:  # noqa: ANN401
+    return replace(META_TEST[name], **changes)
+
+
+def _train(name: str, **changes: Any) -> TaskFamily:  # noqa: ANN401
+    return replace(META_TRAIN[name], **changes)
+
+
+_VALIDATION = (
+    *(Item(name, family, 500) for name, family in META_VALIDATION.items()),
+    Item("mlp_mnist", _train("mlp_mnist"), 500),
+    Item("autoencoder_relu", _train("autoencoder", activation="relu", scheme="he"), 500),
+    Item("raw_targets", _train("teacher_student", target_scale=100.0, input_scale=3.0), 500),
+    Item("zero_start", _train("softmax_regression", start=0.0), 500),
+    Item("transformer_chain", _train("transformer_lm", width=16), 500),
+    Item("narrow_autoencoder_long", META_VALIDATION["narrow_autoencoder"], 2000),
+)
+
+_TEXT = {"length": 16, "batch_size": 16}
+_HELD_OUT = (
+    Item("cnn_cifar10", _test("cnn_cifar10", pool=2, width=8, batch_size=32), 500),
+    Item(
+        "cnn_gelu_cifar10",
+        _test("cnn_cifar10", pool=4, width=16, depth=2, activation="gelu", head="average"),
+        500,
+    ),
+    Item("resnet_cifar10", _test("resnet_cifar10", pool=4, stages=2, batch_size=32), 500),
+    Item(
+        "resnet_mnist",
+        _test("resnet_cifar10", dataset="mnist", width=4, stages=2, batch_size=32),
+        500,
+    ),
+    Item("lstm_text", _test("rnn_text", width=48, **_TEXT), 500),
+    Item("gru_text", _test("rnn_text", cell="gru", width=32, **_TEXT), 1000),
+    Item("transformer_text", _test("transformer_text", width=32, **_TEXT), 500),
+    Item("transformer_wide_text", _test("transformer_text", width=64, depth=1, **_TEXT), 500),
+    Item("vit_cifar10", _test("vit_cifar10", pool=2, width=32, batch_size=32), 500),
+    Item(
+        "vit_mnist",
+        _test("vit_cifar10", dataset="mnist", pool=2, patch=7, width=32, heads=2, batch_size=32),
+        500,
+    ),
+    Item("deep_mlp_cifar10", _test("deep_mlp_cifar10", pool=4, width=64), 1000),
+    Item(
+        "wide_mlp_cifar10",
+        _test("deep_mlp_cifar10", pool=4, width=192, depth=2, batch_size=32),
+        500,
+    ),
+    Item("autoencoder_mnist", _test("autoencoder_mnist", pool=2, width=64, batch_size=32), 1000),
+    Item(
+        "autoencoder_narrow_mnist",
+        _test("autoencoder_mnist", pool=2, width=96, bottleneck=3, batch_size=32),
+        500,
+    ),
+    Item("vae_mnist", _test("vae_mnist", pool=2, width=64, batch_size=32), 1000),
+    Item("matrix_factorisation", META_TEST["matrix_factorisation"], 1000),
+    Item(
+        "matrix_factorisation_noisy",
+        _test("matrix_factorisation", rows=40, columns=30, noise=0.1, start=1.0),
+        500,
+    ),
+    Item("raw_regression", _test("raw_regression", activation="relu"), 1000),
+    Item("raw_regression_tanh", _test("raw_regression", activation="tanh", depth=1), 1000),
+    Item("logistic", tasks.LogisticRegression(decades=0.0, margin=2.0, features=30), 500),
+    Item("ill_conditioned_logistic", META_TEST["ill_conditioned_logistic"], 1000),
+    Item("deep_mlp_cifar10_long", _test("deep_mlp_cifar10", pool=4, width=64), 3000),
+    Item("raw_regression_long", _test("raw_regression", activation="relu", width=32), 10_000),
+)
+
+SPLITS: dict[str, tuple[Item, ...]] = {"validation": _VALIDATION, "held_out": _HELD_OUT}
+
+
+def chosen(split: str, names: Sequence[str] = ()) -> list[Item]:
+    """The problems of a list, or those of them that are named.
+
+    Raises:
+        ValueError: for a name that the list does not have.
+    """
+    known = {item.name: item for item in SPLITS[split]}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"tasks must be among {sorted(known)} but one is {name!r}")
+    return [known[name] for name in names or known]

@@ -1,0 +1,188 @@
+"""What is kept of every run, and the cache of those that a new rule does not change.
+
+`results/baselines/generalization/<split>/<item>.json` holds the baselines and the two controls of
+one problem. An entry is made again when its problem or its definition changes; after a change of
+the code behind it, delete it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.general.grids import METHODS, GridStepper, Method
+from benchmarks.general.items import Item
+from benchmarks.general.steppers import PACKAGED, Instances, Stepper, Together, Unrolled
+from benchmarks.general.training import FLOOR, Outcome, train
+from benchmarks.results import RESULTS, provenance, write_json
+from learned_optim.rules import Default
+from learned_optim.weights import LoadedRule, in_memory
+
+TOLD = "_told"  # ends the key of an entry that was told `total_steps`
+PLAIN_ADAM = "adam_default"
+LABELS: dict[str, str] = {
+    **{key: method.label for key, method in METHODS.items()},
+    PLAIN_ADAM: "Adam, 0.001",
+    **{key: each.label for key, each in PACKAGED.items()},
+    "hand": "hand rule, no learning",
+    "random": "random weights",
+}
+# What weights are chosen against needs no more than the strong ones.
+RIVALS: dict[str, dict[str, Method]] = {
+    "validation": {key: METHODS[key] for key in ("adam", "adamw_cosine", "muon_cosine")},
+    "held_out": METHODS,
+}
+
+Entry = dict[str, Any]
+Record = dict[str, Any]
+MakeStepper = Callable[[Sequence[LoadedRule], int], Stepper]
+
+
+def controls(split: str = "held_out") -> dict[str, LoadedRule]:
+    """`default` as it is drawn, which is the hand rule; for the test, with random heads too."""
+    rule, generator = Default(), torch.Generator().manual_seed(0)
+    hand = rule.init_weights(generator)
+    heads = {
+        key: torch.randn(value.shape, generator=generator) * value.shape[-1] ** -0.5
+        for key, value in hand.items()
+        if key.endswith("head.w")
+    }
+    found = {"hand": in_memory(rule, hand, name="hand")}
+    if split == "held_out":
+        found["random"] = in_memory(rule, hand | heads, name="random")
+    return found
+
+
+def cache_path(split: str, item: Item) -> Path:
+    """Of the baselines and controls of one problem."""
+    return RESULTS / "baselines" / "generalization" / split / f"{item.name}.json"
+
+
+def problem(item: Item) -> dict[str, Any]:
+    """What an entry is only valid for."""
+    return {"task": repr(item.task), "steps": item.steps, "seeds": item.seeds()}
+
+
+def baselines(split: str, item: Item, *, progress: bool = True) -> Record:
+    """The record of baselines and controls: from the cache, what is missing run and added."""
+    path = cache_path(split, item)
+    record = read(path)
+    if record.get("problem") != problem(item):
+        record = {"problem": problem(item), "entries": {}}
+    entries, methods = record["entries"], RIVALS[split]
+    if any(
+        entries.get(key, {}).get("id") != identity(key) for key in (*methods, PLAIN_ADAM, *PACKAGED)
+    ):
+        record["start"], found = _run_baselines(item, methods, progress)
+        entries.update(found)
+        write_json(path, record | provenance())
+    wanted = {
+        key: rule for key, rule in controls(split).items() if not has_rule(entries, key, rule)
+    }
+    if wanted:
+        entries.update(run_rules(item, wanted, progress=progress))
+        write_json(path, record | provenance())
+    return record
+
+
+def identity(key: str) -> str:
+    """What defines a baseline, as text."""
+    if key in PACKAGED:
+        return f"{LABELS[key]}, every option at its default"
+    method = METHODS["adam" if key == PLAIN_ADAM else key]
+    rates = (1e-3,) if key == PLAIN_ADAM else method.rates
+    return f"{key}: rates {list(rates)}, cosine {method.cosine}, decay {method.decay}"
+
+
+def has_rule(entries: Mapping[str, Entry], key: str, rule: LoadedRule) -> bool:
+    """Whether both of a rule's entries are there, of these very weights."""
+    return all(entries.get(name, {}).get("id") == rule.sha256 for name in (key, key + TOLD))
+
+
+def run_rules(
+    item: Item,
+    rules: Mapping[str, LoadedRule],
+    *,
+    progress: bool = True,
+    make: MakeStepper = Unrolled,
+) -> dict[str, Entry]:
+    """Entries `<key>` and `<key>_told` of each rule.
+
+    Args:
+        item: the problem.
+        rules: by key.
+        progress: whether to show a bar.
+        make: `Unrolled`, or `learned` for the optimizer itself.
+    """
+    label = ", ".join(rules) if progress else ""
+    outcome = train(item, lambda: make(list(rules.values()), item.steps), label)
+    found = {}
+    for index, (key, rule) in enumerate(rules.items()):
+        for told, suffix in enumerate(("", TOLD)):
+            found[key + suffix] = {"id": rule.sha256} | entry(outcome, 2 * index + told)
+    return found
+
+
+def _run_baselines(
+    item: Item, methods: Mapping[str, Method], progress: bool
+) -> tuple[list[float], dict[str, Entry]]:
+    packaged = [each.make for each in PACKAGED.values()]
+
+    def steppers() -> Stepper:
+        return Together([GridStepper(methods, item.steps), Instances(packaged)])
+
+    outcome = train(item, steppers, "baselines" if progress else "")
+    found, first = {}, 0
+    for key, method in methods.items():
+        copies = range(first, first + len(method.rates))
+        best = best_rate(outcome, copies)
+        found[key] = {
+            "id": identity(key),
+            "rate": method.rates[best - first],
+            "at_edge": best in (copies[0], copies[-1]),
+            "finals": [_digits(outcome.final[:, copy]) for copy in copies],
+            **entry(outcome, best),
+        }
+        first = copies.stop
+    plain = METHODS["adam"].rates.index(1e-3)
+    found[PLAIN_ADAM] = {"id": identity(PLAIN_ADAM)} | entry(outcome, plain)
+    for offset, key in enumerate(PACKAGED):
+        version = metadata.version(PACKAGED[key].package)
+        found[key] = {"id": identity(key), "version": version} | entry(outcome, first + offset)
+    return _digits(outcome.start), found
+
+
+def best_rate(outcome: Outcome, copies: Sequence[int]) -> int:
+    """The copy whose final loss has the least geometric mean over the very runs that are compared.
+
+    Chosen with hindsight, in favour of the baselines; a copy with a loss that is not finite is out
+    where there is another.
+    """
+    floor = FLOOR * outcome.start[:, None]
+    scores = (outcome.final[:, list(copies)] + floor).log().mean(0)
+    return copies[int(scores.argmin())]
+
+
+def entry(outcome: Outcome, copy: int) -> Entry:
+    """One setting's numbers, a list over runs each."""
+    return {
+        "final": _digits(outcome.final[:, copy]),
+        "test": None if outcome.test is None else _digits(outcome.test[:, copy]),
+        "rise": _digits(outcome.rise[:, copy]),
+        "curve": [_digits(row, 4) for row in outcome.curve[:, copy]],
+    }
+
+
+def _digits(values: Tensor, count: int = 6) -> list[float]:
+    return [float(f"{value:.{count}g}") for value in values.tolist()]
+
+
+def read(path: Path) -> Record:
+    """The file's content, or nothing."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

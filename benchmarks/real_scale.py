@@ -1,0 +1,258 @@
+"""A step towards real scale: a language model of five million parameters, on a CPU.
+
+    python -m benchmarks.real_scale                   all runs; goes on where it was stopped
+    python -m benchmarks.real_scale --only default    one of them
+    python -m benchmarks.real_scale --quick           a tiny model, a few steps, written nowhere
+
+A causal transformer on the characters of Shakespeare, from the held-out list: `default` without and
+with `total_steps`, and AdamW with a cosine at three rates. Everyone sees the same start and the
+same minibatches. About an hour a run on one core at rest. Checkpoints lie in `--folder`; results go
+to results/real_scale.json and results/real_scale.png, after every run that is complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.results import RESULTS, provenance, write_json
+from learned_optim.hub import load_rule
+from learned_optim.meta_training.seeding import generator
+from learned_optim.optimizer import LearnedOptimizer
+from learned_optim.tasks import Params, TransformerLanguageModel
+from learned_optim.tasks.base import Task
+
+FINAL = 0.05  # of the steps: the mean over them is the final training loss
+CHECKPOINT_EVERY = 25  # steps
+TEST_BATCHES = 32
+RATES = (3e-4, 1e-3, 3e-3)
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the model and its training.
+
+    Attributes:
+        depth: blocks.
+        width: of the residual stream.
+        heads: of the attention.
+        length: characters in a window.
+        batch_size: windows in a minibatch.
+        steps: updates.
+    """
+
+    depth: int = 6
+    width: int = 256
+    heads: int = 8
+    length: int = 128
+    batch_size: int = 8
+    steps: int = 800
+
+    def task(self) -> Task:
+        """The optimizee."""
+        shape = {key: value for key, value in asdict(self).items() if key != "steps"}
+        return TransformerLanguageModel(dataset="tinyshakespeare", **shape).sample(generator())
+
+
+QUICK = Size(depth=1, width=32, heads=2, length=16, batch_size=4, steps=12)
+
+Make = Callable[[list[Tensor]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An optimizer and its schedule.
+
+    Attributes:
+        label: for people.
+        make: takes the tensors.
+        cosine: whether the rate falls to zero as a cosine.
+    """
+
+    label: str
+    make: Make
+    cosine: bool = False
+
+
+def contenders(rule: str, steps: int) -> dict[str, Contender]:
+    """By the names that the results give them."""
+    loaded = load_rule(rule)
+    found = {
+        "default": Contender(loaded.name, partial(LearnedOptimizer, rule=loaded)),
+        "default_told": Contender(
+            f"{loaded.name}, total_steps told",
+            partial(LearnedOptimizer, rule=loaded, total_steps=steps),
+        ),
+    }
+    for rate in RATES:
+        make = partial(torch.optim.AdamW, lr=rate)
+        found[f"adamw_{rate:g}"] = Contender(f"AdamW + cosine, {rate:g}", make, cosine=True)
+    return found
+
+
+class Training:
+    """One run that can be stopped and continued.
+
+    Args:
+        contender: what trains it.
+        size: of the model.
+        path: of the checkpoint.
+    """
+
+    def __init__(self, contender: Contender, size: Size, path: Path) -> None:
+        self.size, self._path, self._task = size, path, size.task()
+        self._source = generator("real scale", SEED)
+        start, _ = self._task.init(self._source)
+        self.params: Params = {key: value.requires_grad_() for key, value in start.items()}
+        self._optimizer = contender.make(list(self.params.values()))
+        self._schedule = (
+            torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, size.steps)
+            if contender.cosine
+            else None
+        )
+        self.losses: list[float] = []
+        self.seconds = {"gradient": 0.0, "step": 0.0}
+        if path.is_file():
+            self._load()
+
+    def run(self) -> None:
+        """To the end, a checkpoint every `CHECKPOINT_EVERY` steps."""
+        bar = tqdm(total=self.size.steps, initial=len(self.losses), desc=self._path.stem)
+        while len(self.losses) < self.size.steps:
+            self._advance()
+            bar.update()
+            bar.set_postfix(loss=f"{self.losses[-1]:.3f}")
+            if len(self.losses) % CHECKPOINT_EVERY == 0 or len(self.losses) == self.size.steps:
+                self._save()
+        bar.close()
+
+    def _advance(self) -> None:
+        begin = time.process_time()
+        loss = self._task.loss(self.params, self._task.batch(self._source))
+        self._optimizer.zero_grad()
+        loss.backward()
+        middle = time.process_time()
+        self._optimizer.step()
+        if self._schedule is not None:
+            self._schedule.step()
+        self.losses.append(loss.item())
+        self.seconds["gradient"] += middle - begin
+        self.seconds["step"] += time.process_time() - middle
+
+    @torch.no_grad()
+    def test_loss(self) -> float:
+        """Mean over fixed minibatches of the test split."""
+        source = generator("real scale", "test")
+        batches = [self._task.batch(source, "test") for _ in range(TEST_BATCHES)]
+        losses = [self._task.loss(self.params, batch) for batch in batches]
+        return float(torch.stack(losses).mean())
+
+    def _save(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(".part")
+        torch.save(
+            {
+                "size": asdict(self.size),
+                "params": {key: value.detach() for key, value in self.params.items()},
+                "optimizer": self._optimizer.state_dict(),
+                "schedule": None if self._schedule is None else self._schedule.state_dict(),
+                "source": self._source.get_state(),
+                "losses": self.losses,
+                "seconds": self.seconds,
+            },
+            temporary,
+        )
+        temporary.replace(self._path)
+
+    def _load(self) -> None:
+        saved = torch.load(self._path, weights_only=True)
+        if saved["size"] != asdict(self.size):
+            raise ValueError(
+                f"{self._path} is of another size, {saved['size']}; delete it or name another "
+                "--folder"
+            )
+        with torch.no_grad():
+            for key, value in self.params.items():
+                value.copy_(saved["params"][key])
+        self._optimizer.load_state_dict(saved["optimizer"])
+        if self._schedule is not None:
+            self._schedule.load_state_dict(saved["schedule"])
+        self._source.set_state(saved["source"])
+        self.losses, self.seconds = saved["losses"], saved["seconds"]
+
+
+def facts(contender: Contender, training: Training) -> dict[str, Any]:
+    """Of a complete run, for the results."""
+    tail = training.losses[-max(1, round(FINAL * training.size.steps)) :]
+    return {
+        "label": contender.label,
+        "final_loss": sum(tail) / len(tail),
+        "test_loss": training.test_loss(),
+        "cpu_seconds": {key: round(value, 1) for key, value in training.seconds.items()},
+        "losses": [float(f"{loss:.4g}") for loss in training.losses],
+    }
+
+
+def measure(size: Size, options: argparse.Namespace, path: Path | None) -> dict[str, Any]:
+    """All runs that are asked for, and what earlier calls have completed."""
+    runs: dict[str, Any] = {}
+    content: dict[str, Any] = {}
+    for key, contender in contenders(options.rule, size.steps).items():
+        checkpoint = options.folder / f"{key}.pt"
+        if options.only and key not in options.only and not checkpoint.is_file():
+            continue
+        training = Training(contender, size, checkpoint)
+        if not options.only or key in options.only:
+            training.run()
+        if len(training.losses) < size.steps:
+            continue
+        runs[key] = facts(contender, training)
+        parameters = sum(value.numel() for value in training.params.values())
+        content = {"size": asdict(size), "parameters": parameters, "seed": SEED, "runs": runs}
+        content |= {"rule_sha256": load_rule(options.rule).sha256} | provenance()
+        if path is not None:
+            write_json(path, content)
+    return content
+
+
+def table(content: dict[str, Any]) -> str:
+    """Fixed-width text."""
+    lines = [f"{'':32}{'training':>10}{'test':>10}{'s, gradient':>13}{'s, step':>10}"]
+    for run in content.get("runs", {}).values():
+        seconds = run["cpu_seconds"]
+        lines.append(
+            f"{run['label']:32}{run['final_loss']:10.4f}{run['test_loss']:10.4f}"
+            f"{seconds['gradient']:13.0f}{seconds['step']:10.0f}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A language model of five million parameters.")
+    parser.add_argument("--rule", default="default", help="a bundled name or a folder")
+    parser.add_argument("--only", nargs="+", metavar="RUN", help="default, default_told, adamw_...")
+    parser.add_argument("--folder", type=Path, default=Path("runs/real_scale"), help="checkpoints")
+    parser.add_argument("--quick", action="store_true", help="tiny, and written nowhere")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    path = None if options.quick else RESULTS / "real_scale.json"
+    content = measure(QUICK if options.quick else Size(), options, path)
+    print(table(content))
+    if path is not None and content:
+        from benchmarks.real_scale_figure import draw
+
+        draw(content, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The picture of `benchmarks.real_scale`: loss against step, smoothed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.plotting import STYLE
+
+_LEARNED = "#c8102e"
+_BASELINES = ("#6aa786", "#2a6f97", "#2b2d42")
+_SPAN = 40  # the curve is cut into as many means as steps hold this, at least
+
+
+def smoothed(losses: list[float]) -> tuple[list[float], list[float]]:
+    """Middles of windows, and the means over them."""
+    width = max(1, len(losses) // _SPAN)
+    starts = range(0, len(losses) - width + 1, width)
+    means = [sum(losses[start : start + width]) / width for start in starts]
+    return [start + width / 2 for start in starts], means
+
+
+def draw(content: Mapping[str, Any], path: Path) -> None:
+    """Write the PNG.
+
+    Args:
+        content: what the results file holds.
+        path: of the PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    baselines = iter(_BASELINES)
+    with pyplot.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(6.2, 4.0))
+        for key, run in content["runs"].items():
+            learned = key.startswith("default")
+            steps, means = smoothed(run["losses"])
+            axes.plot(
+                steps,
+                means,
+                color=_LEARNED if learned else next(baselines),
+                linestyle="--" if key == "default" else "-",
+                linewidth=2.2 if learned else 1.3,
+                label=f"{run['label']}: {run['final_loss']:.3f}, test {run['test_loss']:.3f}",
+            )
+        axes.set_xlabel("step")
+        axes.set_ylabel("training loss, nats a character")
+        axes.set_title(f"Shakespeare, {content['parameters'] / 1e6:.1f} million parameters")
+        axes.legend(fontsize=8)
+        figure.tight_layout()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Software": None})
+        pyplot.close(figure)

@@ -1,0 +1,381 @@
+"""The held-out evaluation: its problems, its baselines, its loop, its scores, its tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from benchmarks import generalization
+from benchmarks.general import items, store
+from benchmarks.general.figure import draw
+from benchmarks.general.grids import METHODS, GridStepper, Method, muon_takes
+from benchmarks.general.items import SPLITS, Item, chosen
+from benchmarks.general.scores import judge, log_ratio, mean_loss, profile, speed, versus
+from benchmarks.general.steppers import Instances, Packaged, Together, Unrolled, learned
+from benchmarks.general.training import FLOOR, Outcome, summarize, train
+from benchmarks.readme_tables import table_of
+from learned_optim.matrices import orthogonalize
+from learned_optim.tasks import CNN, IllConditionedQuadratic, MLPClassification
+from learned_optim.tasks.splits import META_TEST, check_trainable
+
+SMALL = MLPClassification(
+    dataset="digits", depth=1, width=6, activation="tanh", layer_norm=False, batch_size=8
+)
+
+
+def small(steps: int = 12, name: str = "small") -> Item:
+    return Item(name, SMALL, steps)
+
+
+def outcome(final: list[list[float]], start: float = 1.0) -> Outcome:
+    values = torch.tensor(final, dtype=torch.float64)
+    return Outcome(
+        torch.full((len(final),), start, dtype=torch.float64),
+        values,
+        None,
+        torch.ones_like(values),
+        values.unsqueeze(-1),
+    )
+
+
+def record(**finals: Sequence[float | None]) -> store.Record:
+    entries = {
+        key: {"final": final, "test": final, "rise": [1.0] * len(final), "curve": [[1.0]]}
+        for key, final in finals.items()
+    }
+    return {"start": [1.0] * len(next(iter(finals.values()))), "entries": entries}
+
+
+def test_problems_have_names_of_their_own_and_the_lists_share_no_family():
+    for split, problems in SPLITS.items():
+        names = [item.name for item in problems]
+        assert len(set(names)) == len(names) >= 14, split
+    for item in SPLITS["validation"]:
+        check_trainable(item.family)
+    for item in SPLITS["held_out"]:
+        with pytest.raises(ValueError, match="held out"):
+            check_trainable(item.family)
+
+
+def test_every_held_out_family_is_among_the_problems():
+    kinds = {
+        (item.family.name, getattr(item.family, "dataset", None)) for item in SPLITS["held_out"]
+    }
+    expected = {(f.name, getattr(f, "dataset", None)) for f in META_TEST.values()}
+    assert expected <= kinds
+
+
+def test_a_part_of_a_list_can_be_named_and_an_unknown_name_is_refused():
+    assert [item.name for item in chosen("validation", ["zero_start", "cnn_elu"])] == [
+        "zero_start",
+        "cnn_elu",
+    ]
+    with pytest.raises(ValueError, match="'resnet'"):
+        chosen("validation", ["resnet"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_grid_equals_its_torch_classes_at_every_rate(name, monkeypatch):
+    # torch's Muon rounds to bfloat16; with our iterations in its place the rest is compared.
+    monkeypatch.setattr(
+        "torch.optim._muon._zeropower_via_newtonschulz", lambda g, *_: orthogonalize(g)
+    )
+    method = dataclasses.replace(METHODS[name], rates=(1e-3, 0.03))
+    steps, source = 15, torch.Generator().manual_seed(0)
+    shapes = {"conv.weight": (4, 3, 2, 2), "conv.bias": (4,), "head.weight": (5, 4)}
+    start = {k: torch.randn(2, *s, generator=source).double() for k, s in shapes.items()}
+    params = {k: v.unsqueeze(1).repeat(1, 2, *(1,) * (v.dim() - 1)) for k, v in start.items()}
+    stepper = GridStepper({name: method}, steps)
+    for step in range(steps):
+        stepper.step(params, {k: (v + 0.1 * step).sin() for k, v in params.items()})
+    for row in range(2):
+        for copy, rate in enumerate(method.rates):
+            expected = by_torch(name, method, {k: v[row] for k, v in start.items()}, rate, steps)
+            for key, value in expected.items():
+                torch.testing.assert_close(params[key][row, copy], value, rtol=1e-9, atol=1e-9)
+
+
+def by_torch(name: str, method: Method, start: dict, rate: float, steps: int) -> dict:
+    """The same by torch.optim, kernels flattened for Muon."""
+    flat = name == "muon_cosine"
+    params = {
+        k: (v.flatten(1) if flat and v.dim() > 1 else v).clone().requires_grad_()
+        for k, v in start.items()
+    }
+    hidden = [p for k, p in params.items() if flat and muon_takes(k, p.shape)]
+    rest = [p for p in params.values() if all(p is not other for other in hidden)]
+    if name == "momentum_cosine":
+        optimizers: list = [torch.optim.SGD(rest, lr=rate, momentum=0.9)]
+    else:
+        optimizers = [torch.optim.AdamW(rest, lr=rate, weight_decay=method.decay)]
+    if hidden:
+        muon = torch.optim.Muon(
+            hidden, lr=rate, weight_decay=method.decay, adjust_lr_fn="match_rms_adamw"
+        )
+        optimizers.append(muon)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR
+    schedules = [cosine(o, steps) for o in optimizers] if method.cosine else []
+    for step in range(steps):
+        for value in params.values():
+            value.grad = (value.detach() + 0.1 * step).sin()
+        for mover in (*optimizers, *schedules):
+            mover.step()
+    return {k: v.detach().view_as(start[k]) for k, v in params.items()}
+
+
+def test_our_iterations_end_where_those_of_torchs_muon_do():
+    from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, _zeropower_via_newtonschulz
+
+    matrix = torch.randn(12, 30, generator=torch.Generator().manual_seed(0))
+    theirs = _zeropower_via_newtonschulz(matrix, (DEFAULT_A, DEFAULT_B, DEFAULT_C), 5, 1e-7)
+    # bfloat16 has three digits.
+    torch.testing.assert_close(orthogonalize(matrix), theirs.float(), rtol=0, atol=0.02)
+
+
+def test_muon_takes_matrices_and_kernels_but_no_embedding_head_or_vector():
+    assert muon_takes("conv0.weight", (8, 3, 3, 3))
+    assert muon_takes("layer0.weight", (8, 3))
+    for name in ("embedding", "position", "head.weight"):
+        assert not muon_takes(name, (8, 3))
+    assert not muon_takes("layer0.bias", (8,))
+    assert not muon_takes("layer1.weight", (1, 8))
+
+
+def test_a_run_of_torchs_adam_is_that_of_the_grid_and_test_losses_are_those_of_the_end():
+    item = small()
+    rates = dataclasses.replace(METHODS["adam"], rates=(0.01, 0.03))
+    grid = train(item, lambda: GridStepper({"adam": rates}, item.steps))
+    real = train(item, lambda: Instances([lambda p: torch.optim.Adam(p, lr=0.03)]))
+    assert grid.test is not None
+    assert real.test is not None
+    torch.testing.assert_close(grid.final[:, 1], real.final[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(grid.test[:, 1], real.test[:, 0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(grid.final[:, 0], real.final[:, 0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", [SMALL, CNN(activation="relu", depth=2, width=4)])
+def test_the_fast_way_of_running_a_rule_is_the_optimizer_itself(family):
+    rules = list(store.controls().values())
+    item = Item("agreement", family, 10)
+    fast = train(item, lambda: Unrolled(rules, item.steps))
+    real = train(item, lambda: learned(rules, item.steps))
+    assert fast.test is not None
+    assert real.test is not None
+    # The optimizer keeps the coordinates' cells in halves.
+    torch.testing.assert_close(fast.curve, real.curve, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(fast.test, real.test, rtol=1e-3, atol=1e-4)
+    # Told or not, hand or random: four different runs.
+    assert len({f"{value:.5f}" for value in fast.final[0].tolist()}) == 4
+
+
+def test_rules_of_two_configs_cannot_be_run_side_by_side():
+    first = store.controls()["hand"]
+    other = dataclasses.replace(first, rule=dataclasses.replace(first.rule, hidden=2))
+    with pytest.raises(ValueError, match="one config"):
+        Unrolled([first, other], 5)
+
+
+def test_steppers_side_by_side_are_each_as_alone():
+    item = small()
+    rates = {"adam": dataclasses.replace(METHODS["adam"], rates=(0.01,))}
+    both = train(
+        item,
+        lambda: Together(
+            [
+                GridStepper(rates, item.steps),
+                Instances([lambda p: torch.optim.SGD(p, lr=0.1)]),
+            ]
+        ),
+    )
+    alone = train(item, lambda: Instances([lambda p: torch.optim.SGD(p, lr=0.1)]))
+    torch.testing.assert_close(both.final[:, 1:], alone.final, rtol=1e-5, atol=1e-6)
+
+
+class Averaging(torch.optim.SGD):
+    """Trains at one point and hands over another, as schedule-free optimizers do."""
+
+    def train(self) -> None:
+        for param in self.param_groups[0]["params"]:
+            param.sub_(5.0)
+
+    def eval(self) -> None:
+        for param in self.param_groups[0]["params"]:
+            param.add_(5.0)
+
+
+def test_what_a_user_would_get_is_judged_and_not_where_the_gradient_is_taken():
+    item = Item("averaging", IllConditionedQuadratic(dim=4, condition=10.0), 200)
+    found = train(item, lambda: Instances([lambda p: Averaging(p, lr=0.1)]))
+    # The gradient is taken 5 to the left, so that is where the minimum is found.
+    assert float(found.curve[0, 0, -1]) > 2 * float(found.curve[0, 0, -10])
+
+
+def test_a_late_rise_is_measured_against_the_lowest_window():
+    losses = torch.cat([torch.linspace(2, 1, 91), torch.full((10,), 1.3)])
+    found = summarize(losses.double().view(1, 1, -1), None)
+    assert float(found.final) == pytest.approx(1.3)
+    lowest = float(torch.linspace(2, 1, 91)[-10:].mean())
+    assert float(found.rise) == pytest.approx(1.3 / lowest, rel=0.01)
+    assert float(found.start) == 2.0
+
+
+def test_the_best_rate_is_that_of_the_least_geometric_mean_and_finite():
+    found = outcome([[0.1, 1e-3, 1e-9], [0.1, 0.5, math.inf]])
+    assert store.best_rate(found, range(3)) == 1
+    assert store.best_rate(found, [0]) == 0
+
+
+def test_ratios_are_clipped_and_floored_and_geometric():
+    one = record(ours=[0.5, 0.5], adam=[1.0, 0.25])
+    assert log_ratio(one, "ours", "adam") == pytest.approx(0.0, abs=1e-4)
+    solved = record(ours=[1e-20], adam=[1e-9])
+    expected = math.log(FLOOR / (FLOOR + 1e-9))
+    assert log_ratio(solved, "ours", "adam") == pytest.approx(expected)
+    far = record(ours=[1e-4], adam=[1.0])
+    assert log_ratio(far, "ours", "adam") == pytest.approx(-math.log(10))
+    diverged = record(ours=[None], adam=[1.0])
+    assert log_ratio(diverged, "ours", "adam") == pytest.approx(math.log(10))
+    assert mean_loss(diverged["entries"]["ours"]) is None
+    untested = record(ours=[1.0], adam=[1.0])
+    untested["entries"]["ours"]["test"] = None
+    assert log_ratio(untested, "ours", "adam", "test") is None
+
+
+def test_a_comparison_has_mean_interval_and_wins_over_problems():
+    records = {str(k): record(ours=[0.5], adam=[1.0]) for k in range(3)}
+    records["lost"] = record(ours=[2.0], adam=[1.0])
+    facts = versus(records, "ours", "adam")
+    assert facts["ratio"] == pytest.approx(0.5**0.5, rel=1e-3)
+    assert facts["wins"] == 0.75
+    low, high = facts["interval_95"]
+    assert 0.49 < low < facts["ratio"] < high < 2.01
+
+
+def test_the_speed_is_the_first_point_of_the_curve_at_tuned_adams_end():
+    one = record(ours=[0.1, 0.1], adam=[0.5, 0.05])
+    one["entries"]["ours"]["curve"] = [[1.0, 0.4, 0.2, 0.1], [1.0, 0.4, None, 0.1]]
+    assert speed(one, "ours") == [0.5, math.inf]
+
+
+def test_a_profile_counts_problems_within_a_factor_of_the_best():
+    records = {
+        "a": record(x=[1.0], y=[2.0]),
+        "b": record(x=[3.0], y=[1.0]),
+    }
+    assert profile(records, "x", ["x", "y"], 1.0) == 0.5
+    assert profile(records, "x", ["x", "y"], 3.01) == 1.0
+    assert profile(records, "y", ["x", "y"], 2.01) == 1.0
+
+
+@pytest.fixture
+def own_split(tmp_path, monkeypatch):
+    """A list of two tiny problems, a folder of results, two quick baselines, no packages."""
+    problems = (small(), Item("bowl", IllConditionedQuadratic(dim=3, condition=5.0), 12))
+    monkeypatch.setitem(SPLITS, "validation", problems)
+    monkeypatch.setattr(store, "RESULTS", tmp_path)
+    monkeypatch.setattr(store, "PACKAGED", {})
+    return tmp_path
+
+
+def run_main(monkeypatch, *options: str) -> None:
+    monkeypatch.setattr("sys.argv", ["generalization", "--split", "validation", *options])
+    generalization.main()
+
+
+def test_the_command_prints_its_tables_and_keeps_what_it_ran(own_split, monkeypatch, capsys):
+    run_main(monkeypatch, "--output", str(own_split))
+    printed = capsys.readouterr().out
+    assert "AdamW + cosine, best rate" in printed
+    path = own_split / "generalization_validation.json"
+    content = json.loads(path.read_text())
+    assert list(content["items"]) == ["small", "bowl"]
+    assert content["summary"]["rule"]["versus"]["hand"]["problems"] == 2
+    assert content["summary"]["rule"]["test_versus"]["adam"]["problems"] == 1
+    assert path.with_suffix(".png").stat().st_size > 10_000
+    # Nothing is run twice.
+    monkeypatch.setattr(store, "train", None)
+    run_main(monkeypatch, "--output", str(own_split))
+    assert json.loads(path.read_text())["summary"] == content["summary"]
+
+
+def test_a_changed_problem_or_rule_is_run_again(own_split, monkeypatch):
+    item = small()
+    first = store.baselines("validation", item, progress=False)
+    calls = []
+    real = store.train
+
+    def counted(*arguments):
+        calls.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(store, "train", counted)
+    store.baselines("validation", item, progress=False)
+    assert not calls
+    changed = store.baselines("validation", small(steps=14), progress=False)
+    assert len(calls) == 2
+    assert changed["entries"]["adam"]["final"] != first["entries"]["adam"]["final"]
+
+
+def test_baselines_can_be_filled_without_a_rule(own_split, monkeypatch, capsys):
+    run_main(monkeypatch, "--baselines-only")
+    assert "hand rule, no learning" in capsys.readouterr().out
+    assert sorted(path.name for path in own_split.rglob("*.json")) == ["bowl.json", "small.json"]
+    for path in own_split.rglob("*.json"):
+        saved = json.loads(path.read_text())
+        assert {"adam", "adam_default", "hand", "hand_told"} <= saved["entries"].keys()
+        assert saved["versions"]["torch"] == torch.__version__
+
+
+def test_a_run_that_is_not_finite_counts_as_diverged():
+    records = {"a": record(ours=[None], adam=[1.0], ours_told=[1.0])}
+    records["a"]["entries"]["ours"]["rise"] = [None]
+    facts = judge(records, "ours")
+    assert (facts["not_finite"], facts["late_rises"]) == (1, 1)
+    assert math.isinf(facts["worst_rise"])
+
+
+def test_the_picture_is_drawn_with_what_there_is(tmp_path):
+    keys = ("adam", "adamw_cosine", "muon_cosine", "rule", "rule_told")
+    records = {str(k): record(**{key: [0.1 + k] for key in keys}) for k in range(3)}
+    draw(records, "default", tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_an_optimizer_of_a_package_that_is_missing_says_how_to_get_it():
+    missing = Packaged("Nobody's", "no_such_package", "Nothing")
+    with pytest.raises(ModuleNotFoundError, match=r"learned-optim\[benchmarks\]"):
+        missing.make([torch.zeros(1)])
+
+
+def test_the_readme_gets_a_table_of_held_out_problems_only():
+    records = {
+        "a": record(rule=[0.5], rule_told=[0.25], adam=[1.0], hand=[1.0], hand_told=[0.5]),
+    }
+    content = {
+        "split": "held_out",
+        "rule": {"name": "default"},
+        "summary": {key: judge(records, key) for key in ("rule", "rule_told")},
+    }
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table_of(content).splitlines()
+    ]
+    assert rows[2] == ["Adam, best rate", "0.5 (0.5 to 0.5)", "100%", "0.25 (0.25 to 0.25)", "100%"]
+    assert rows[3][0] == "hand rule, no learning"
+    assert rows[3][3:] == ["0.5 (0.5 to 0.5)", "100%"]
+    assert rows[-1] == ["runs that rise late", "0 of 1", "", "0 of 1", ""]
+    assert table_of(content | {"split": "validation"}) == ""
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_what_is_committed_belongs_to_the_problems_as_they_are(split):
+    for item in items.SPLITS[split]:
+        path = store.cache_path(split, item)
+        if path.is_file():
+            saved = json.loads(path.read_text())
+            assert saved["problem"] == store.problem(item), path.name
