@@ -6,8 +6,9 @@
 
 A causal transformer on the characters of Shakespeare, from the held-out list: `default` without and
 with `total_steps`, and AdamW with a cosine at three rates. Everyone sees the same start and the
-same minibatches. About an hour a run on one core at rest. Checkpoints lie in `--folder`; results go
-to results/real_scale.json and results/real_scale.png, after every run that is complete.
+same minibatches. All five runs take an hour and a quarter of one core: a step of `default` costs
+2.5 times the gradient, one of AdamW next to nothing. Checkpoints lie in `--folder`; results go to
+results/real_scale.json and results/real_scale.png, after every run that is complete.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Size:
         length: characters in a window.
         batch_size: windows in a minibatch.
         steps: updates.
+        dataset: of characters.
     """
 
     depth: int = 6
@@ -57,11 +59,12 @@ class Size:
     length: int = 128
     batch_size: int = 8
     steps: int = 800
+    dataset: str = "tinyshakespeare"
 
     def task(self) -> Task:
         """The optimizee."""
         shape = {key: value for key, value in asdict(self).items() if key != "steps"}
-        return TransformerLanguageModel(dataset="tinyshakespeare", **shape).sample(generator())
+        return TransformerLanguageModel(**shape).sample(generator())
 
 
 QUICK = Size(depth=1, width=32, heads=2, length=16, batch_size=4, steps=12)
