@@ -17,6 +17,7 @@ from learned_optim.tasks.augment import (
     GradientNoise,
     LabelNoise,
     LossScale,
+    FlipSigns,
     Reparametrise,
 )
 
@@ -56,6 +57,17 @@ def test_the_scales_are_log_uniform_over_the_range_and_fresh_for_each_tensor_and
     assert abs(float(logs.mean())) < 0.2
     # Two of 800 may coincide in single precision.
     assert draws.unique().numel() > 790
+
+
+def test_flipping_signs_keeps_the_loss_and_flips_parameters_and_gradients_together():
+    loss, grads, params, _ = at_start(MLP)
+    changed_loss, changed_grads, changed, batch = at_start(FlipSigns(MLP))
+    torch.testing.assert_close(changed_loss, loss)
+    signs = batch["signs0.layer0.weight"]
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    assert abs(float(signs.mean())) < 0.2
+    torch.testing.assert_close(changed["layer0.weight"] * signs, params["layer0.weight"])
+    torch.testing.assert_close(changed_grads["layer0.weight"] * signs, grads["layer0.weight"])
 
 
 def test_a_global_scale_is_one_for_all_tensors():
@@ -114,7 +126,7 @@ def test_two_changes_of_one_kind_do_not_share_their_constants():
 
 def test_all_changes_at_once_vectorise_over_runs_and_perturbations():
     family = CNN(width=2, depth=2, batch_size=4)
-    for wrap in (LabelNoise, BatchSize, GradientNoise, LossScale, Reparametrise):
+    for wrap in (FlipSigns, LabelNoise, BatchSize, GradientNoise, LossScale, Reparametrise):
         family = wrap(family)
     task = family.sample(generator(0))
     runs = Runs(task, [1, 2], perturbations=2)

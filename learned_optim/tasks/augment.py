@@ -145,6 +145,48 @@ class Reparametrise(Augmentation):
 
 
 @dataclass(frozen=True)
+class FlippedTask(ChangedTask):
+    """`loss(sign * theta')` from `theta' = sign * theta`: the same start and the same functions.
+
+    Constants `signs<level>.<parameter>`: -1 or 1 for each coordinate, drawn for each run.
+    """
+
+    def init(self, generator: torch.Generator) -> tuple[Params, Batch]:
+        """The inner start, times the signs."""
+        params, constants = self.task.init(generator)
+        signs = {
+            name: 2.0 * torch.randint(2, p.shape, generator=generator, device=p.device) - 1.0
+            for name, p in params.items()
+        }
+        start = {name: value * signs[name] for name, value in params.items()}
+        return start, constants | {self._key(name): value for name, value in signs.items()}
+
+    def _key(self, name: str) -> str:
+        return f"signs{self.level}.{name}"
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        """The inner loss of the flipped parameters."""
+        inner = {name: value * batch[self._key(name)] for name, value in params.items()}
+        return self.task.loss(inner, batch)
+
+
+@dataclass(frozen=True)
+class FlipSigns(Augmentation):
+    """Flip the sign of each coordinate with probability 1/2, once a run.
+
+    An update rule that is odd in the gradient does not notice. Without it, a small answer to a zero
+    gradient moves all coordinates the same way, which on non-negative inputs adds up: the
+    meta-loss is very steep in that one direction, and every estimator suffers.
+    """
+
+    name: ClassVar[str] = "flip_signs"
+
+    def change(self, task: Task, generator: torch.Generator) -> Task:
+        """The signs are drawn by each run."""
+        return FlippedTask(task)
+
+
+@dataclass(frozen=True)
 class ScaledLossTask(ChangedTask):
     """`factor * loss(theta)`; constant `factor<level>`, drawn for each run."""
 
@@ -313,5 +355,5 @@ class LabelNoise(Augmentation):
 
 AUGMENTATIONS: Mapping[str, type[Augmentation]] = {
     augmentation.name: augmentation
-    for augmentation in (Reparametrise, LossScale, GradientNoise, BatchSize, LabelNoise)
+    for augmentation in (Reparametrise, FlipSigns, LossScale, GradientNoise, BatchSize, LabelNoise)
 }
