@@ -14,10 +14,10 @@ from learned_optim.tasks import CNN, MLPClassification, Quadratic, TeacherStuden
 from learned_optim.tasks.augment import (
     AUGMENTATIONS,
     BatchSize,
+    FlipSigns,
     GradientNoise,
     LabelNoise,
     LossScale,
-    FlipSigns,
     Reparametrise,
 )
 
