@@ -89,7 +89,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _publish(arguments: argparse.Namespace) -> None:
-    from learned_optim.hub import publish
+    from learned_optim.publishing import publish
 
     try:
         address = publish(

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from learned_optim.hub import licence, load_rule
+from learned_optim.hub import load_rule
+from learned_optim.publishing import licence
 from learned_optim.rules import UpdateRule
 from learned_optim.weights import bundled_folder, bundled_names
 

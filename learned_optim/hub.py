@@ -1,4 +1,4 @@
-"""Rules from the Hugging Face Hub, and to it; the only importer of its client, and only when used.
+"""Rules from the Hugging Face Hub, whose client is imported only when it is used.
 
 A rule on the Hub is a model repository that holds what `learned_optim.weights` writes, a model
 card, and tags `v1`, `v2`, ... It is named `user/repo@revision`, where the revision is a tag, a
@@ -19,12 +19,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
+from learned_optim import client
 from learned_optim.weight_checks import (
     CONFIG_FILE,
     MAX_CONFIG_BYTES,
@@ -42,23 +40,10 @@ from learned_optim.weights import (
     read_files,
 )
 
-MODEL_CARD = "README.md"
-# All that `publish` uploads: whatever else lies in the folder (checkpoints, logs) stays there.
-PUBLISHED_FILES = (CONFIG_FILE, WEIGHTS_FILE, MODEL_CARD, "recipe.toml", "metrics.json")
-
 _LIMITS = {WEIGHTS_FILE: MAX_WEIGHTS_BYTES, CONFIG_FILE: MAX_CONFIG_BYTES}
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_REVISION = re.compile(r"[A-Za-z0-9][\w./-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Without symbolic links, or on a mirror, the cache has other names.
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-# Seconds to wait before asking again a server that is there but failed.
-_PAUSES = (0.5, 1.0)
-# What breaks off in the middle of a body is called so by the client's libraries before and after
-# its version 1; later versions go on by themselves.
-_HUNG_UP = ("ChunkedEncodingError", "RemoteProtocolError")
-
-T = TypeVar("T")
 
 
 def load_rule(source: str | os.PathLike[str] | LoadedRule) -> LoadedRule:
@@ -89,7 +74,7 @@ def load_rule(source: str | os.PathLike[str] | LoadedRule) -> LoadedRule:
     if os.path.isdir(folder):  # noqa: PTH112, as Path.is_dir raises for some names
         return load_folder(folder)
     repo, at, revision = source.partition("@")
-    if at and _REPO.fullmatch(repo) and _REVISION.fullmatch(revision):
+    if at and client.REPO.fullmatch(repo) and client.REVISION.fullmatch(revision):
         return _load_from_hub(repo, revision)
     if "/" in source or "\\" in source or source.startswith((".", "~")):
         return _load_missing_path(folder, source)
@@ -128,74 +113,21 @@ def download(repo: str, revision: str, *, force: bool = False) -> Path:
             "the path of a folder"
         )
     try:
-        commit = _patiently(lambda: _fetch(repo, WEIGHTS_FILE, revision, force)).parent.name
-        return _patiently(lambda: _fetch(repo, CONFIG_FILE, commit, force)).parent
+        commit = client.patiently(lambda: _fetch(repo, WEIGHTS_FILE, revision, force)).parent.name
+        return client.patiently(lambda: _fetch(repo, CONFIG_FILE, commit, force)).parent
     except WeightsError:
         raise
     except Exception as error:  # the client's errors have no common base
-        refused = 400 <= _status(error) < 500 and _status(error) not in (408, 429)
+        refused = 400 <= client.status(error) < 500 and client.status(error) not in (408, 429)
         folder = None if force or refused else _cached(repo, revision)
         if folder is None:
-            raise WeightsUnavailable(_explain(repo, revision, error)) from error
+            raise WeightsUnavailable(client.explain(repo, revision, error)) from error
         warnings.warn(
-            f"{repo}@{revision} could not be had from the Hub ({_short(error)}); using commit "
-            f"{folder.name} from the cache",
+            f"{repo}@{revision} could not be had from the Hub ({client.short(error)}); using "
+            f"commit {folder.name} from the cache",
             stacklevel=2,
         )
         return folder
-
-
-def publish(
-    folder: str | os.PathLike[str], repo: str, *, tag: str | None = None, private: bool = False
-) -> str:
-    """Upload a rule, after the checks of loading, and return `user/repo@commit`, which loads it.
-
-    Uploads the files of `PUBLISHED_FILES` that are there, in one commit on `main`; makes the
-    repository if needed.
-
-    Args:
-        folder: as `weights.save_folder` writes it, with a model card `README.md` whose header
-            states the licence.
-        repo: `user/repo`.
-        tag: for this version, such as `v1`; must be new.
-        private: for a repository that is new.
-
-    Raises:
-        WeightsUnavailable: the folder is not there, or the Hub refused or could not be reached.
-        WeightsError: the rule fails a check, has no model card, or the tag exists.
-        ValueError: `repo` or `tag` is malformed.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.utils import validate_repo_id
-
-    if not _REPO.fullmatch(repo):
-        raise ValueError(f"repo must be 'user/repo' but is {repo!r}")
-    validate_repo_id(repo)
-    if tag is not None and ("/" in tag or not _REVISION.fullmatch(tag)):
-        raise ValueError(f"tag must be letters, digits, '.', '_', '-' but is {tag!r}")
-    load_folder(folder)
-    _check_model_card(Path(folder))
-    api = HfApi()
-    try:
-        api.create_repo(repo, private=private, exist_ok=True)
-        if tag is not None and tag in {ref.name for ref in api.list_repo_refs(repo).tags}:
-            raise WeightsError(f"{repo} has a tag {tag!r} already; give the next one")
-        commit = api.upload_folder(
-            repo_id=repo,
-            folder_path=Path(folder),
-            allow_patterns=list(PUBLISHED_FILES),
-            commit_message=f"Publish {tag or 'a rule'}",
-        ).oid
-        if tag is not None:
-            api.create_tag(repo, tag=tag, revision=commit)
-    except WeightsError:
-        raise
-    except Exception as error:  # the client's errors have no common base
-        raise WeightsUnavailable(
-            f"{folder} could not be published as {repo}: {_short(error)}. A write token is "
-            "needed: `hf auth login`, or HF_TOKEN"
-        ) from error
-    return f"{repo}@{commit}"
 
 
 def _load_missing_path(folder: Path, source: str) -> LoadedRule:
@@ -203,7 +135,7 @@ def _load_missing_path(folder: Path, source: str) -> LoadedRule:
     try:
         return load_folder(folder)
     except WeightsUnavailable as error:
-        if not _REPO.fullmatch(source):
+        if not client.REPO.fullmatch(source):
             raise
         raise WeightsUnavailable(
             f"{error}; a rule on the Hub needs its revision: '{source}@main'"
@@ -266,73 +198,3 @@ def _cached(repo: str, revision: str) -> Path | None:
         return None
     folder = Path(weights).parent
     return folder if (folder / CONFIG_FILE).is_file() else None
-
-
-def _patiently(fetch: Callable[[], T]) -> T:
-    """Call again, after a pause, when the server failed, was too busy or hung up.
-
-    Not when it was never reached: without a network that would only be a longer wait.
-    """
-    for pause in _PAUSES:
-        try:
-            return fetch()
-        except Exception as error:
-            hung_up = type(error).__name__ in _HUNG_UP
-            if not hung_up and _status(error) < 500 and _status(error) != 429:
-                raise
-        time.sleep(pause)
-    return fetch()
-
-
-def _status(error: BaseException) -> int:
-    """The status of the answer that an error of the client stands for; 0 where none came."""
-    return getattr(getattr(error, "response", None), "status_code", 0)
-
-
-def _short(error: BaseException) -> str:
-    """Type and first line of what is at the bottom: the client's messages go on for a page."""
-    while error.__cause__ is not None and not _status(error):
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
-def _explain(repo: str, revision: str, error: Exception) -> str:
-    """What went wrong with a download, and what to do about it."""
-    from huggingface_hub import constants, errors
-
-    if isinstance(error, errors.GatedRepoError) or _status(error) == 403:
-        why = "it asks for permission: accept its terms on its page, then `hf auth login`"
-    elif isinstance(error, errors.RepositoryNotFoundError) or _status(error) == 401:
-        why = "there is no such repository, or it is private: `hf auth login`, or set HF_TOKEN"
-    elif isinstance(error, errors.RevisionNotFoundError):
-        why = f"the repository has no tag, branch or commit {revision!r}"
-    elif isinstance(error, errors.EntryNotFoundError) and _status(error) == 404:
-        why = f"the repository is no rule: it lacks {WEIGHTS_FILE} or {CONFIG_FILE}"
-    else:
-        why = (
-            f"{constants.ENDPOINT} was asked and the cache has no copy: try again, or fetch the "
-            "folder elsewhere and give its path"
-        )
-    return f"{repo}@{revision} is not available: {why} ({_short(error)})"
-
-
-def licence(folder: Path) -> str | None:
-    """The licence that the header of the folder's model card states, if it does."""
-    try:
-        text = (folder / MODEL_CARD).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-    header = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
-    stated = header and re.search(r"^license: *(\S.*)$", header[1], re.MULTILINE)
-    return stated[1].strip() if stated else None
-
-
-def _check_model_card(folder: Path) -> None:
-    if not (folder / MODEL_CARD).is_file():
-        raise WeightsError(f"{folder} has no {MODEL_CARD}, the model card; write one first")
-    if licence(folder) is None:
-        raise WeightsError(
-            f"{folder / MODEL_CARD} must begin with a header between two lines '---' that states "
-            "the licence, such as 'license: apache-2.0'"
-        )

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from learned_optim import __version__, cli, describe, hub, weights
+from learned_optim import __version__, cli, describe, publishing, weights
 from learned_optim.rules import Adam, StateSpec
 from learned_optim.weights import LoadedRule, save_folder
 
@@ -165,7 +165,7 @@ def test_publish_hands_its_arguments_on(
         calls.append((args, options))
         return "user/rule@abc"
 
-    monkeypatch.setattr(hub, "publish", publish)
+    monkeypatch.setattr(publishing, "publish", publish)
     cli.main(["publish", str(rule), "user/rule", "--tag", "v1", "--private"])
     assert calls == [((rule, "user/rule"), {"tag": "v1", "private": True})]
     assert "rule='user/rule@abc'" in capsys.readouterr().out

@@ -31,6 +31,8 @@ LAYERS = {
     "weights": 2,
     "shards": 2,
     "meta_training": 2,
+    "client": 2,
+    "publishing": 3,
     "hub": 3,
     "describe": 4,
     "resume": 3,
@@ -56,7 +58,7 @@ FORBIDDEN = {
 }
 
 # The only importers of a package, each inside a function: `import learned_optim` stays light.
-LAZY = {"huggingface_hub": {"hub", "tasks.datasets"}}
+LAZY = {"huggingface_hub": {"client", "hub", "publishing", "tasks.datasets"}}
 
 
 class Import(NamedTuple):
