@@ -133,7 +133,8 @@ class LearnedOptimizer(Optimizer):
 
         Raises:
             ValueError: an option out of its range.
-            RuntimeError: the group demands `fused` and no fused backend supports its parameters.
+            RuntimeError: the group demands `fused` and no fused backend supports its parameters,
+                or FSDP1 flattened them and the rule looks at whole tensors.
         """
         if isinstance(param_group, dict):
             # A copy: a caller's group that names a rule can then serve another optimizer too.
@@ -146,8 +147,15 @@ class LearnedOptimizer(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
+            rule = self._rule_of(group).rule
             for param in group["params"]:
-                choose(self._rule_of(group).rule, param.device, param.dtype, group["fused"])
+                choose(rule, param.device, param.dtype, group["fused"])
+                if shards.is_flattened(param) and not rule.coordinatewise:
+                    raise RuntimeError(
+                        f"rule {group['rule']!r} looks at whole tensors, which "
+                        "FullyShardedDataParallel (FSDP1) joins and cuts. Use FSDP2, "
+                        "torch.distributed.fsdp.fully_shard, or a rule of single coordinates"
+                    )
         except RuntimeError:
             self.param_groups.pop()
             raise

@@ -21,6 +21,11 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
 
 
+def is_flattened(tensor: Tensor) -> bool:
+    """Whether FSDP1 has joined it with others, or cut it, without regard to where tensors end."""
+    return bool(getattr(tensor, "_fsdp_flattened", False))
+
+
 def to_local(tensor: Tensor) -> Tensor:
     """This process's part, which shares the memory; complex numbers as pairs of reals."""
     if is_sharded(tensor):

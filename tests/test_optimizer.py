@@ -336,3 +336,11 @@ def test_it_optimises():
     up = mlp()
     fit(up, make(up.parameters(), ADAM, maximize=True), batches)
     assert loss_of(up, batches[0]).item() > first
+
+
+def test_what_fsdp1_flattened_is_refused_by_rules_that_look_at_whole_tensors():
+    flat = torch.nn.Parameter(torch.zeros(8))
+    flat._fsdp_flattened = True  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(RuntimeError, match=r"'default' looks at whole tensors.*fully_shard"):
+        LearnedOptimizer([flat])
+    assert LearnedOptimizer([flat], LSTM).param_groups[0]["params"][0] is flat
