@@ -96,7 +96,16 @@ def test_batch_norm_has_mean_zero_and_variance_one_in_every_channel():
 
 
 def test_a_vae_loss_is_the_bound_of_torch_distributions():
-    task = VAETask("digits", 1, 6, 3, "tanh", "glorot", 4, 1)
+    task = VAETask(
+        dataset="digits",
+        depth=1,
+        width=6,
+        latent=3,
+        activation="tanh",
+        scheme="glorot",
+        batch_size=4,
+        pool=1,
+    )
     params, _ = task.init(generator())
     batch = task.batch(generator(1))
     x = batch["x"].flatten(1)

@@ -11,14 +11,15 @@ from torch.nn import functional
 
 from learned_optim.tasks import nets
 from learned_optim.tasks.axes import AxesFamily, Floats, Ints, Strings, axis
-from learned_optim.tasks.base import Batch, Params, Split, Task
-from learned_optim.tasks.sources import IMAGES, ImageSource
+from learned_optim.tasks.base import Batch, Params
+from learned_optim.tasks.images import ImageTask
+from learned_optim.tasks.sources import IMAGES
 
 OBJECTIVES = ("squared_error", "cross_entropy")
 
 
 @dataclass(frozen=True)
-class AutoencoderTask(Task):
+class AutoencoderTask(ImageTask):
     """Pixels -> `depth` layers of `width` -> `bottleneck` -> the same layers mirrored -> pixels.
 
     The shape is that of Hinton and Salakhutdinov, "Reducing the dimensionality of data with neural
@@ -26,7 +27,6 @@ class AutoencoderTask(Task):
     `layer<i>.weight`, `layer<i>.bias`; minibatch `x` as `ImageSource` draws it.
     """
 
-    dataset: str
     depth: int
     width: int
     bottleneck: int
@@ -34,13 +34,6 @@ class AutoencoderTask(Task):
     objective: str
     scheme: str
     gain: float
-    batch_size: int
-    pool: int
-
-    @property
-    def source(self) -> ImageSource:
-        """Of the images."""
-        return ImageSource(self.dataset, self.pool)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -52,10 +45,6 @@ class AutoencoderTask(Task):
     def init(self, generator: torch.Generator) -> tuple[Params, Batch]:
         """Weights by `nets.weight`, biases zero; there are no constants."""
         return nets.mlp_params(generator, self.sizes, self.scheme, self.gain), {}
-
-    def batch(self, generator: torch.Generator, split: Split = "train") -> Batch:
-        """`batch_size` images drawn with replacement."""
-        return self.source.batch(generator, self.batch_size, split)
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """Mean over pixels and images of the squared error, or of the binary cross entropy.

@@ -11,14 +11,15 @@ from torch.nn import functional
 
 from learned_optim.tasks import nets
 from learned_optim.tasks.axes import AxesFamily, Floats, Ints, Strings, axis
-from learned_optim.tasks.base import Batch, Params, Split, Task
-from learned_optim.tasks.sources import IMAGES, ImageSource
+from learned_optim.tasks.base import Batch, Params
+from learned_optim.tasks.images import ImageTask
+from learned_optim.tasks.sources import IMAGES
 
 HEADS = ("flatten", "average")
 
 
 @dataclass(frozen=True)
-class CNNTask(Task):
+class CNNTask(ImageTask):
     """`depth` convolutions 3x3 with bias, each followed by the activation, and one dense layer.
 
     All but the first have stride 2 and twice the channels, from `width` on. Parameters
@@ -26,25 +27,12 @@ class CNNTask(Task):
     `(batch_size, C, H, W)` in [0, 1], centred in the loss, and `y` `(batch_size,)`.
     """
 
-    dataset: str
     depth: int
     width: int
     activation: str
     head: str
     scheme: str
     gain: float
-    batch_size: int
-    pool: int
-
-    @property
-    def source(self) -> ImageSource:
-        """Of the images."""
-        return ImageSource(self.dataset, self.pool)
-
-    @property
-    def classes(self) -> int:
-        """Number of labels."""
-        return self.source.classes
 
     def init(self, generator: torch.Generator) -> tuple[Params, Batch]:
         """Weights by `nets.weight`, biases zero; there are no constants."""
@@ -64,10 +52,6 @@ class CNNTask(Task):
             generator, "head", features, self.classes, self.scheme, self.gain
         )
         return params, {}
-
-    def batch(self, generator: torch.Generator, split: Split = "train") -> Batch:
-        """`batch_size` images drawn with replacement."""
-        return self.source.batch(generator, self.batch_size, split)
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """Mean cross entropy."""

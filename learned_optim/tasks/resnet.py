@@ -11,12 +11,13 @@ from torch.nn import functional
 
 from learned_optim.tasks import nets
 from learned_optim.tasks.axes import AxesFamily, Ints, Strings, axis
-from learned_optim.tasks.base import Batch, Params, Split, Task
-from learned_optim.tasks.sources import IMAGES, ImageSource
+from learned_optim.tasks.base import Batch, Params
+from learned_optim.tasks.images import ImageTask
+from learned_optim.tasks.sources import IMAGES
 
 
 @dataclass(frozen=True)
-class ResNetTask(Task):
+class ResNetTask(ImageTask):
     """A residual network for small images.
 
     He et al., "Deep residual learning for image recognition", 2016, section 4.2: a 3x3 convolution,
@@ -30,22 +31,9 @@ class ResNetTask(Task):
     `(batch_size, C, H, W)` in [0, 1], centred in the loss, and `y` `(batch_size,)`.
     """
 
-    dataset: str
     stages: int
     blocks: int
     width: int
-    batch_size: int
-    pool: int
-
-    @property
-    def source(self) -> ImageSource:
-        """Of the images."""
-        return ImageSource(self.dataset, self.pool)
-
-    @property
-    def classes(self) -> int:
-        """Number of labels."""
-        return self.source.classes
 
     def init(self, generator: torch.Generator) -> tuple[Params, Batch]:
         """Convolutions "he", without bias; norms one and zero; the head as torch.nn.Linear's."""
@@ -75,10 +63,6 @@ class ResNetTask(Task):
             for stage in range(self.stages)
             for block in range(self.blocks)
         ]
-
-    def batch(self, generator: torch.Generator, split: Split = "train") -> Batch:
-        """`batch_size` images drawn with replacement."""
-        return self.source.batch(generator, self.batch_size, split)
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """Mean cross entropy."""

@@ -11,14 +11,15 @@ from torch.nn import functional
 
 from learned_optim.tasks import nets
 from learned_optim.tasks.axes import AxesFamily, Ints, Strings, axis
-from learned_optim.tasks.base import Batch, Params, Split, Task
-from learned_optim.tasks.sources import IMAGES, ImageSource
+from learned_optim.tasks.base import Batch, Params, Split
+from learned_optim.tasks.images import ImageTask
+from learned_optim.tasks.sources import IMAGES
 
 _SMALLEST_STD = 1e-3
 
 
 @dataclass(frozen=True)
-class VAETask(Task):
+class VAETask(ImageTask):
     """The negative evidence lower bound in nats an image: `E -log p(x|z) + KL(q(z|x) || N(0, 1))`.
 
     Kingma and Welling, "Auto-encoding variational Bayes", 2014, section 3 and appendix C.1.
@@ -29,19 +30,11 @@ class VAETask(Task):
     as `ImageSource` draws it, `noise` `(batch_size, latent)` N(0, 1).
     """
 
-    dataset: str
     depth: int
     width: int
     latent: int
     activation: str
     scheme: str
-    batch_size: int
-    pool: int
-
-    @property
-    def source(self) -> ImageSource:
-        """Of the images."""
-        return ImageSource(self.dataset, self.pool)
 
     def init(self, generator: torch.Generator) -> tuple[Params, Batch]:
         """Weights by `nets.weight`, biases zero; there are no constants."""
@@ -53,7 +46,7 @@ class VAETask(Task):
 
     def batch(self, generator: torch.Generator, split: Split = "train") -> Batch:
         """`batch_size` images drawn with replacement, and the noise of one sample for each."""
-        batch = self.source.batch(generator, self.batch_size, split)
+        batch = super().batch(generator, split)
         return batch | {"noise": nets.normal(generator, (self.batch_size, self.latent))}
 
     def loss(self, params: Params, batch: Batch) -> Tensor:

@@ -11,12 +11,13 @@ from torch.nn import functional
 
 from learned_optim.tasks import attention, nets
 from learned_optim.tasks.axes import AxesFamily, Ints, Strings, axis, choices
-from learned_optim.tasks.base import Batch, Params, Split, Task
+from learned_optim.tasks.base import Batch, Params
+from learned_optim.tasks.images import ImageTask
 from learned_optim.tasks.sources import IMAGES, ImageSource
 
 
 @dataclass(frozen=True)
-class ViTTask(Task):
+class ViTTask(ImageTask):
     """Patches, a dense embedding, learned positions, `depth` blocks, the mean, a dense layer.
 
     Dosovitskiy et al., "An image is worth 16x16 words", 2021, section 3.1. Paper / ours: a class
@@ -26,23 +27,10 @@ class ViTTask(Task):
     `y` `(batch_size,)`.
     """
 
-    dataset: str
     patch: int
     depth: int
     width: int
     heads: int
-    batch_size: int
-    pool: int
-
-    @property
-    def source(self) -> ImageSource:
-        """Of the images."""
-        return ImageSource(self.dataset, self.pool)
-
-    @property
-    def classes(self) -> int:
-        """Number of labels."""
-        return self.source.classes
 
     def init(self, generator: torch.Generator) -> tuple[Params, Batch]:
         """Embedding and head "lecun"; positions N(0, 0.02^2); biases zero."""
@@ -56,10 +44,6 @@ class ViTTask(Task):
             params |= attention.block_params(generator, f"block{i}", self.width, self.depth)
         params |= nets.norm_params("norm", self.width, generator.device)
         return params | nets.dense_params(generator, "head", self.width, self.classes, "lecun"), {}
-
-    def batch(self, generator: torch.Generator, split: Split = "train") -> Batch:
-        """`batch_size` images drawn with replacement."""
-        return self.source.batch(generator, self.batch_size, split)
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """Mean cross entropy."""
