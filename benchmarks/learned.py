@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from learned_optim.optimizer import LearnedOptimizer
+from learned_optim.rules import ByLayer
 from learned_optim.tasks import Params
-from learned_optim.weights import LoadedRule, load_folder
+from learned_optim.weights import LoadedRule, in_memory, load_folder
 
 PRETRAINED = Path(__file__).parent.parent / "pretrained"
 
@@ -35,10 +37,23 @@ class Learned:
         """Update `params` `(R, 1, ...)` in place; they must be the same tensors at every step."""
         if self._optimizer is None:
             self._tensors = _runs(params)
-            self._optimizer = LearnedOptimizer(self._tensors, rule=self._loaded)
+            self._optimizer = LearnedOptimizer(_groups(self._loaded, self._tensors))
         for tensor, grad in zip(self._tensors, _runs(grads), strict=True):
             tensor.grad = grad
         self._optimizer.step()
+
+
+def _groups(loaded: LoadedRule, tensors: list[Tensor]) -> list[dict[str, Any]]:
+    """One param group, or one for each part of a rule of two: the same steps, by the kernels."""
+    rule = loaded.rule
+    if not isinstance(rule, ByLayer):
+        return [{"params": tensors, "rule": loaded}]
+    parts = {
+        part: in_memory(rule.part, weights, name=f"{loaded.name}-{part}")
+        for part, weights in rule.split(loaded.weights).items()
+    }
+    members = {part: [x for x in tensors if rule.part_of(tuple(x.shape)) == part] for part in parts}
+    return [{"params": members[part], "rule": parts[part]} for part in parts if members[part]]
 
 
 def _runs(tensors: Params) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -74,6 +74,7 @@ def run(
     measure: Measure | None = None,
     measure_at: tuple[int, ...] = (),
     progress: str = "",
+    rows: Sequence[int] | None = None,
 ) -> Trajectory:
     """Optimise every run with every setting.
 
@@ -83,14 +84,16 @@ def run(
         measure: `params (R, K, ...)` -> named `(R, K)` tensors, evaluated at some steps.
         measure_at: those steps.
         progress: label of the progress bar; none if empty.
+        rows: only these runs; all of them by default.
     """
     parts = []
-    blocks = range(0, problem.runs, problem.block)
+    rows = range(problem.runs) if rows is None else rows
+    blocks = range(0, len(rows), problem.block)
     with tqdm(total=len(blocks) * problem.steps, desc=progress, disable=not progress) as bar:
         for first in blocks:
-            rows = range(first, min(first + problem.block, problem.runs))
+            block = rows[first : first + problem.block]
             losses, measured = [], {}
-            for step, loss, params in _steps(problem, rows, make_stepper()):
+            for step, loss, params in _steps(problem, block, make_stepper()):
                 losses.append(loss)
                 if measure is not None and step in measure_at:
                     measured[step] = measure(params)
@@ -99,7 +102,9 @@ def run(
     return _join(parts)
 
 
-def _steps(problem: Problem, rows: range, stepper: Stepper) -> Iterator[tuple[int, Tensor, Params]]:
+def _steps(
+    problem: Problem, rows: Sequence[int], stepper: Stepper
+) -> Iterator[tuple[int, Tensor, Params]]:
     """Yield `(step, losses (R, K), params)` for step 0, 1, ..., `problem.steps`."""
     seeds = [derive_seed("benchmark", problem.stream, row) for row in rows]
     runs = Runs(problem.task, seeds, perturbations=stepper.copies)

@@ -108,7 +108,7 @@ def compare(
         "test_runs": case.test_runs,
         "validation_runs": case.validation_runs,
         "entries": entries,
-        "metrics": {metric: _rank(metrics, metric) for metric in metrics["sgd"]},
+        "metrics": {metric: ranked(metrics, metric) for metric in metrics["sgd"]},
     }
 
 
@@ -123,7 +123,7 @@ def _metrics(outcome: Outcome) -> dict[str, Tensor]:
     return named | {name: value for name, value in outcome.items() if name != "losses"}
 
 
-def _rank(metrics: Mapping[str, Mapping[str, Tensor]], metric: str) -> dict[str, Any]:
+def ranked(metrics: Mapping[str, Mapping[str, Tensor]], metric: str) -> dict[str, Any]:
     """Summaries of one metric, and each entry's ratio to the best baseline's mean.
 
     `ratio` is to the best of all baselines, `ratio_to_papers` to the best of the paper's four.
