@@ -172,3 +172,14 @@ def test_every_estimator_lowers_the_meta_loss_of_the_lstm_rule(name):
         assert torch.equal(value, second.grads[key])
         assert value.isfinite().all()
     assert any(float(value.abs().max()) > 0 for value in first.grads.values())
+
+
+@pytest.mark.parametrize("cls", [ES, PES, NRES])
+def test_only_the_chosen_meta_parameters_are_perturbed(cls):
+    rule = L2L(hidden=3, layers=1)
+    weights = rule.init_weights(torch.Generator().manual_seed(0))
+    worker = Worker(Bowl(), 2, Constant(4), 0, 0)
+    grads = cls(unroll=2, only=("head",)).estimate(rule, weights, worker, Sum()).grads
+    assert {key for key, value in grads.items() if value.any()} == {"head.w", "head.b"}
+    with pytest.raises(ValueError, match="no meta-parameter begins with"):
+        cls(unroll=2, only=["hed"]).estimate(rule, weights, worker, Sum())

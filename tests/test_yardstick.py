@@ -246,3 +246,17 @@ def test_without_the_option_there_is_neither_unit_nor_pool(tmp_path):
     plain.current(L2L())
     assert float(plain.unit(torch.ones(3, 2))) == 1.0
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
+
+
+def test_the_first_loss_as_unit_cancels_a_scale_of_1000_and_survives_a_checkpoint():
+    rule, meta_loss = Adam(learning_rate=0.01, eps=1e-20), Log(floor=0.01)
+    weights = rule.init_weights(torch.Generator())
+    found = []
+    for family in (FAMILY, LossScale(FAMILY, low=1e3, high=1e3)):
+        worker = Worker(family, 3, Constant(10), 0, 0, by_start=True)
+        NRES(unroll=5).estimate(rule, weights, worker, meta_loss)
+        resumed = Worker(family, 3, Constant(10), 0, 0, by_start=True)
+        resumed.load_state_dict(worker.state_dict(), rule)
+        found.append(NRES(unroll=5).estimate(rule, weights, resumed, meta_loss))
+    # Not the same: the scale is drawn too, so the minibatches differ.
+    assert found[0].meta_loss == pytest.approx(found[1].meta_loss, abs=0.05)

@@ -77,6 +77,7 @@ class MetaTrainer:
                 stagger=recipe.stagger,
                 device=self.device,
                 yardstick=yardstick if recipe.normalise.by == "adam" else None,
+                by_start=recipe.normalise.by == "start",
             )
             for index, entry in enumerate(self.entries)
         ]

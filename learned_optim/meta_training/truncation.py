@@ -108,6 +108,7 @@ class Worker:
             ages of an episode from then on (and not all at the same one).
         device: where the tensors live.
         yardstick: measures the losses; tasks are then drawn from its finite pool.
+        by_start: measure the losses by the run's first one.
 
     Attributes:
         growth: factor on the horizon of the episodes to come.
@@ -126,10 +127,11 @@ class Worker:
         stagger: bool = False,
         device: torch.device | str = "cpu",
         yardstick: Yardstick | None = None,
+        by_start: bool = False,
     ) -> None:
         self.family, self.n_runs, self.horizon = family, runs, horizon
         self.seed, self.index, self.stagger, self.device = seed, index, stagger, device
-        self.yardstick = yardstick
+        self.yardstick, self.by_start = yardstick, by_start
         self.growth = 1.0
         self.teacher: UpdateRule | None = None
         self.pull = 0.0
@@ -173,10 +175,14 @@ class Worker:
             self._draw_episode(perturbations)
             with torch.no_grad():
                 self.layout, self.carry = begin(rule, self.runs)
+            if self.by_start:
+                self.extra["start"] = self.carry.loss.abs().clamp_min(1e-30)
         return self.carry
 
     def unit(self, losses: Tensor) -> Tensor:
         """What the losses of the steps just made, `(T, *lead)`, are to be divided by."""
+        if self.by_start:
+            return self.extra["start"]
         if self._units is None or self.carry is None:
             return losses.new_ones(())
         end = self.carry.step + 1

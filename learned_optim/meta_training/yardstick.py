@@ -37,7 +37,7 @@ from learned_optim.tasks.datasets import cache_folder
 VERSION = 1
 GRID = RATES[::2]  # two rates a decade: half the cost, and the best is missed by 1.8 times at most
 TRAIL = 8  # the mean over the last eighth of the steps so far, as minibatch losses are noisy
-CHOICES = ("none", "adam")
+CHOICES = ("none", "start", "adam")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Normalise:
     """How training measures the losses of a run (validation has a score of its own).
 
     Attributes:
-        by: "none": as they are. "adam": in units of a tuned Adam's loss at the same step.
+        by: "none": as they are. "start": in units of the run's first loss, which costs nothing.
+            "adam": in units of a tuned Adam's loss at the same step.
         pool: tasks that a family's workers draw from with "adam"; each is drawn with its runs, and
             meets fresh minibatches each time.
         floor: the unit is at least this fraction of the run's first loss, so that a problem that

@@ -51,6 +51,9 @@ class Evolution(GradientEstimator):
             training matters more than its beginning.
         tell_horizon: probability that the rule is told the length of the episode (drawn once an
             episode, so that one set of weights learns to do with and without).
+        only: beginnings of the names of the meta-parameters that are perturbed, and so trained;
+            all of them if empty. The error of an estimate grows with their number, so a rule's few
+            constants are best trained before its networks.
     """
 
     unroll: int = 40
@@ -59,8 +62,10 @@ class Evolution(GradientEstimator):
     difference_clip: float = 0.0
     late: float = 0.0
     tell_horizon: float = 0.0
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "only", tuple(self.only))
         if self.unroll < 1 or self.sigma <= 0 or self.loss_cap <= 1:
             raise ValueError(f"unroll >= 1, sigma > 0 and loss_cap > 1 expected but got {self}")
         if self.difference_clip < 0 or self.late < 0 or not 0 <= self.tell_horizon <= 1:
@@ -152,11 +157,16 @@ class Evolution(GradientEstimator):
         step = worker.carry.step if worker.carry is not None else 0
         return (step / worker.total_steps) ** self.late
 
-
-def draw(weights: Weights, runs: int, *path: int | str) -> Weights:
-    """Standard normal, `(runs, *shape)` for each meta-parameter, from the stream of `path`."""
-    rng = generator("perturbation", *path)
-    return {
-        key: torch.randn((runs, *value.shape), generator=rng).to(value)
-        for key, value in weights.items()
-    }
+    def _draw(self, weights: Weights, runs: int, *path: int | str) -> Weights:
+        """Standard normal, `(runs, *shape)`, from the stream of `path`; zero where not `only`."""
+        rng = generator("perturbation", *path)
+        noise = {
+            key: torch.randn((runs, *value.shape), generator=rng).to(value)
+            for key, value in weights.items()
+        }
+        if not self.only:
+            return noise
+        chosen = [key for key in noise if key.startswith(self.only)]
+        if not chosen:
+            raise ValueError(f"no meta-parameter begins with any of {self.only}: {list(noise)}")
+        return {k: v if k in chosen else torch.zeros_like(v) for k, v in noise.items()}

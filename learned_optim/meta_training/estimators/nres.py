@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from learned_optim.meta_training.estimators.evolution import Evolution, draw
+from learned_optim.meta_training.estimators.evolution import Evolution
 from learned_optim.meta_training.truncation import Worker
 from learned_optim.rules import Weights
 
@@ -17,5 +17,5 @@ class NRES(Evolution):
     name: ClassVar[str] = "nres"
 
     def _directions(self, worker: Worker, weights: Weights, start: int) -> tuple[Weights, Weights]:
-        noise = draw(weights, worker.n_runs, worker.seed, worker.index, worker.episode)
+        noise = self._draw(weights, worker.n_runs, worker.seed, worker.index, worker.episode)
         return noise, noise

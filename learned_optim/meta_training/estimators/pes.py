@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from learned_optim.meta_training.estimators.evolution import Evolution, draw
+from learned_optim.meta_training.estimators.evolution import Evolution
 from learned_optim.meta_training.truncation import Worker
 from learned_optim.rules import Weights
 
@@ -17,7 +17,7 @@ class PES(Evolution):
     name: ClassVar[str] = "pes"
 
     def _directions(self, worker: Worker, weights: Weights, start: int) -> tuple[Weights, Weights]:
-        noise = draw(weights, worker.n_runs, worker.seed, worker.index, worker.episode, start)
+        noise = self._draw(weights, worker.n_runs, worker.seed, worker.index, worker.episode, start)
         if start > 0:
             before = worker.extra["perturbation_sum"]
             total = {key: before[key] + value for key, value in noise.items()}
