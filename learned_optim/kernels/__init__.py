@@ -7,6 +7,11 @@ loaded before the first call.
 from __future__ import annotations
 
 from learned_optim.kernels.checks import weight_count
+from learned_optim.kernels.default_runs import (
+    default_step_,
+    default_sums,
+    default_weight_count,
+)
 from learned_optim.kernels.lstm import lstm_bptt, lstm_step_, lstm_vjp
 from learned_optim.kernels.native import Unavailable, why_not
 from learned_optim.kernels.update import lstm_update_, not_finite
@@ -20,6 +25,9 @@ def available() -> bool:
 __all__ = [
     "Unavailable",
     "available",
+    "default_step_",
+    "default_sums",
+    "default_weight_count",
     "lstm_bptt",
     "lstm_step_",
     "lstm_update_",

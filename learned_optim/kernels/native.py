@@ -112,6 +112,49 @@ class FiniteArguments(ctypes.Structure):
     )
 
 
+class DefaultArguments(ctypes.Structure):
+    """See src/table.h."""
+
+    _fields_ = (
+        ("count", _Int64),
+        ("rules", _Int64),
+        ("tensors", _Pointer),
+        ("weights", _Pointer),
+        ("signals", _Pointer),
+        ("survey", _Pointer),
+        ("lr", _Float),
+        ("keep", _Float),
+        ("hidden", _Int32),
+        ("maximize", _Int32),
+        ("guard", _Int32),
+        ("param_type", _Int32),
+        ("grad_type", _Int32),
+        ("cell_type", _Int32),
+        ("threads", _Int32),
+    )
+
+
+class DefaultRunsArguments(ctypes.Structure):
+    """See src/table.h."""
+
+    _fields_ = (
+        ("rules", _Int64),
+        ("tensors", _Int64),
+        ("coordinates", _Int64),
+        ("sizes", _Pointer),
+        ("weights", _Pointer),
+        ("signals", _Pointer),
+        ("grads", _Pointer),
+        ("params", _Pointer),
+        ("moments", _Pointer),
+        ("cell", _Pointer),
+        ("steps", _Pointer),
+        ("survey", _Pointer),
+        ("hidden", _Int32),
+        ("threads", _Int32),
+    )
+
+
 def _open(path: Path, expected_hash: str) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.learned_optim_sources.restype = ctypes.c_char_p

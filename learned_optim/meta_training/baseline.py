@@ -24,7 +24,7 @@ def loss_curve(
     layout, carry = begin(rule, runs)
     losses = [carry.loss]
     for _ in range(steps):
-        carry = advance(rule, weights, runs, layout, carry, total_steps)
+        carry = advance(rule, weights, runs, layout, carry, total_steps, consume=True)
         losses.append(carry.loss)
     return torch.stack(losses)
 

@@ -220,20 +220,28 @@ def apply_rule(
     coords: Coordinates,
     state: State,
     clock: Clock,
+    *,
+    consume: bool = False,
 ) -> tuple[Tensor, State]:
-    """All three stages of the rule: the step `(*lead, N)` and the new state."""
-    compiled = fused.step(rule, weights, coords.grad, state)
-    if compiled is not None:
-        return compiled
+    """All stages of the rule: the step `(*lead, N)` and the new state.
+
+    With `consume`, the old state may be overwritten, where no graph is recorded.
+    """
     if isinstance(rule, ByLayer):
         return _apply_parts(rule, weights, layout, coords, state, clock)
     per_tensor = {key: state[key] for key in rule.keys_per("tensor")}
     per_coordinate = {key: state[key] for key in rule.keys_per("coordinate")}
-    sums = layout.summarize(rule, coords, per_coordinate)
+    sums = fused.summarize(rule, coords, per_coordinate, layout.sizes)
+    if sums is None:
+        sums = layout.summarize(rule, coords, per_coordinate)
     signals, per_tensor = rule.control(sums, layout.facts, per_tensor, clock, weights)
-    step, per_coordinate = rule.update(coords, per_coordinate, layout.spread(signals), weights)
-    step = layout.finish(rule, step, signals)
-    return step, per_tensor | per_coordinate
+    moved = fused.update(
+        rule, weights, coords, per_coordinate, signals, layout.sizes, consume=consume
+    )
+    if moved is None:
+        moved = rule.update(coords, per_coordinate, layout.spread(signals), weights)
+    step, per_coordinate = moved
+    return layout.finish(rule, step, signals), per_tensor | per_coordinate
 
 
 def _apply_parts(
@@ -271,17 +279,21 @@ def advance(
     total_steps: int | None = None,
     *,
     second_derivatives: bool = False,
+    consume: bool = False,
 ) -> Carry:
     """One inner step: the rule's update, then the loss and gradient on the next minibatch.
 
     Differentiable in `weights`, through parameters and state; with `second_derivatives` also
     through what the rule sees of them, gradients above all (the paper drops that term).
+
+    With `consume`, the old carry is used up: its state may be overwritten. For callers that look
+    at no carry but the last, and record no graph.
     """
     clock = make_clock(carry.step + 1, total_steps, layout, carry.loss)
     coords = Coordinates(carry.grad, carry.theta)
     if not second_derivatives:
         coords = Coordinates(carry.grad.detach(), carry.theta.detach())
-    step, state = apply_rule(rule, weights, layout, coords, carry.state, clock)
+    step, state = apply_rule(rule, weights, layout, coords, carry.state, clock, consume=consume)
     return arrive(runs, layout, carry, step, state)
 
 

@@ -55,3 +55,19 @@ EXPORT int learned_optim_update(int level, const LstmArguments* lstm, const Upda
 EXPORT int learned_optim_finite(int level, const FiniteArguments* a) {
   return find(level)->finite(a);
 }
+
+EXPORT int learned_optim_default_survey(int level, const DefaultArguments* a) {
+  return find(level)->default_survey(a);
+}
+
+EXPORT int learned_optim_default_update(int level, const DefaultArguments* a) {
+  return find(level)->default_update(a);
+}
+
+EXPORT int learned_optim_default_runs_survey(int level, const DefaultRunsArguments* a) {
+  return find(level)->default_runs_survey(a);
+}
+
+EXPORT int learned_optim_default_runs_update(int level, const DefaultRunsArguments* a) {
+  return find(level)->default_runs_update(a);
+}

@@ -1,6 +1,9 @@
 // The kernels for one instruction set: compiled once for each, with its flags and
 // -DTABLE=<name of the table that dispatch.cpp knows>.
 #include "bptt.h"
+#include "default_runs.h"
+#include "default_survey.h"
+#include "default_update.h"
 #include "finite.h"
 #include "step.h"
 #include "table.h"
@@ -55,4 +58,13 @@ int update(const LstmArguments* lstm, const UpdateArguments* a) {
 }  // namespace
 
 extern const Table TABLE;
-const Table TABLE = {W, bptt, vjp, step, update, run_finite};
+const Table TABLE = {W,
+                     bptt,
+                     vjp,
+                     step,
+                     update,
+                     run_finite,
+                     run_default_survey,
+                     run_default_update,
+                     run_default_runs<run_default_survey>,
+                     run_default_runs<run_default_update>};

@@ -58,6 +58,39 @@ struct FiniteArguments {
   int32_t type, threads;
 };
 
+// One parameter tensor under the rule `default`: (2, count) moments, (2 H, count) cell, whose rows
+// lie `stride` numbers apart. The step goes to `out`; where that is null, `param` is moved.
+struct DefaultTensor {
+  const void* grad;
+  void* param;
+  float* moments;
+  void* cell;
+  float* out;
+  int64_t count, stride;
+};
+
+// The coordinates of the rule `default`. Tensors share `rules` sets of weights, one set for each
+// count / rules tensors in a row. Signals are (rules, M, count / rules). With `guard`, a coordinate
+// whose step is not finite keeps parameter and state.
+struct DefaultArguments {
+  int64_t count, rules;
+  const DefaultTensor* tensors;
+  const float *weights, *signals;
+  float* survey;  // (count, 6): whether the gradient is not finite, then the rule's sums
+  float lr, keep;
+  int32_t hidden, maximize, guard, param_type, grad_type, cell_type, threads;
+};
+
+// The same for `rules` sets of weights, each with tensors of these sizes side by side: (rules, N)
+// gradients, parameters and steps, (rules, 2, N) moments, (rules, 2 H, N) cell, all float32.
+struct DefaultRunsArguments {
+  int64_t rules, tensors, coordinates;
+  const int64_t* sizes;
+  const float *weights, *signals, *grads, *params;
+  float *moments, *cell, *steps, *survey;
+  int32_t hidden, threads;
+};
+
 // One table per instruction set. Functions return 0, or 1 when memory ran out.
 struct Table {
   int32_t lanes;
@@ -66,4 +99,8 @@ struct Table {
   int (*step)(const LstmArguments*, const StepArguments*);
   int (*update)(const LstmArguments*, const UpdateArguments*);
   int (*finite)(const FiniteArguments*);
+  int (*default_survey)(const DefaultArguments*);
+  int (*default_update)(const DefaultArguments*);
+  int (*default_runs_survey)(const DefaultRunsArguments*);
+  int (*default_runs_update)(const DefaultRunsArguments*);
 };

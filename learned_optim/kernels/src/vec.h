@@ -40,10 +40,12 @@ INLINE vf from_bits(vi v) { return (vf)v; }
 INLINE vf vmin(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
 INLINE vf vmax(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE vf reciprocal_guess(vf d) { return (vf)_mm512_rcp14_ps((__m512)d); }
+INLINE vf reciprocal_root_guess(vf d) { return (vf)_mm512_rsqrt14_ps((__m512)d); }
 #elif defined(__AVX2__)
 INLINE vf vmin(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
 INLINE vf vmax(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 INLINE vf reciprocal_guess(vf d) { return (vf)_mm256_rcp_ps((__m256)d); }
+INLINE vf reciprocal_root_guess(vf d) { return (vf)_mm256_rsqrt_ps((__m256)d); }
 #else
 INLINE vf vmin(vf a, vf b) { return a < b ? a : b; }
 INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
@@ -60,6 +62,18 @@ INLINE vf reciprocal(vf d) {
   return r + r * (1.0f - d * r);
 #else
   return 1.0f / d;
+#endif
+}
+
+// 1 / sqrt(d) for d normal and positive, to 3e-7.
+INLINE vf reciprocal_root(vf d) {
+#if defined(__AVX2__)
+  vf r = reciprocal_root_guess(d);
+  return r * (1.5f - (0.5f * d * r) * r);
+#else
+  vf r;
+  for (int i = 0; i < W; i++) r[i] = 1.0f / __builtin_sqrtf(d[i]);
+  return r;
 #endif
 }
 

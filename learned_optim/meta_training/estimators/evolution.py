@@ -129,9 +129,12 @@ class Evolution(GradientEstimator):
         if carry.step == 0:
             worker.extra["first_loss"] = carry.loss
         lesson, gaps = worker.lesson(), torch.zeros_like(carry.loss)
-        for _ in range(length):
+        for done in range(length):
             before = carry
-            carry = advance(rule, weights, worker.runs, worker.layout, carry, told)
+            # The worker's own carry stays as it is: a checkpoint may hold it.
+            carry = advance(
+                rule, weights, worker.runs, worker.layout, carry, told, consume=done > 0
+            )
             losses.append(carry.loss)
             if lesson is not None:
                 found = gap(carry.theta - before.theta, lesson.target(before, told))

@@ -1,0 +1,150 @@
+// The coordinates of the rule `default` (learned_optim/rules/default.py), one tile of TV of them:
+// moments, direction of Adam, the LSTM that bends it, step. Names and constants are that file's.
+#pragma once
+#include "lstm.h"
+#include "parallel.h"
+#include "table.h"
+
+namespace {
+
+constexpr int DEFAULT_INPUTS = 4;  // of a coordinate's own
+constexpr int DEFAULT_SAYS = 2;    // and what the controller says, the same within a tensor
+constexpr int DEFAULT_BENDS = 3;
+constexpr float TURN = 0.9f, ADD = 0.5f, FREE = 0.2f, CLIP = 4.0f, DEAD = 1e-12f;
+constexpr float LARGEST_SQUARABLE = 1e14f;
+
+// What the controller sends to the coordinates of one tensor: rows of the caller's `signals`.
+struct Signals {
+  float beta1, beta2, g_scale, m_scale, v_scale, theta_scale, length, blend, gain;
+  float say[DEFAULT_SAYS];
+};
+constexpr int SIGNALS = sizeof(Signals) / sizeof(float);
+
+// One set of weights of the coordinates' LSTM, in the order in which the loops read them.
+struct DefaultWeights {
+  const float* forward;  // as `pack_forward` has them, without what the controller says
+  const float* says;     // (DEFAULT_SAYS, 4 H): weights of that, in the order of the biases
+  const float* head;     // biases, then a row of DEFAULT_BENDS for each unit
+};
+
+inline long default_forward_weights(int hidden) {
+  return 4L * hidden * (1 + DEFAULT_INPUTS + hidden);
+}
+
+inline long default_head_weights(int hidden) { return (1 + hidden) * (long)DEFAULT_BENDS; }
+
+// Floats of one set, the caller's and packed alike.
+inline long default_weights(int hidden) {
+  if (!hidden) return 0;
+  return default_forward_weights(hidden) + 4L * DEFAULT_SAYS * hidden + default_head_weights(hidden);
+}
+
+// From the caller's w_ih (4H, 6), w_hh (4H, H), b (4H), head (3, H), its bias (3).
+inline DefaultWeights pack_default(const float* w, int hidden, float* memory) {
+  constexpr int inputs = DEFAULT_INPUTS + DEFAULT_SAYS;
+  const float* bias = w + 4L * hidden * (inputs + hidden);
+  const float* head = bias + 4L * hidden;
+  float* forward = memory;
+  float* says = forward + default_forward_weights(hidden);
+  float* bends = says + 4L * DEFAULT_SAYS * hidden;
+  long position = 0;  // of a gate in the order of the biases
+  for (int j0 = 0; j0 < hidden; j0 += UNITS) {
+    const int units = group_size(hidden - j0, UNITS);
+    for (int k = -1; k < inputs + hidden; k++)
+      for (int i = 0; i < 4 * units; i++) {
+        const int row = i % 4 * hidden + j0 + i / 4;
+        const float value =
+            gate_factor(i % 4) * (k < 0 ? bias[row] : weight_at(w, hidden, inputs, row, k));
+        if (k < DEFAULT_INPUTS || k >= inputs)
+          *memory++ = value;
+        else
+          says[(k - DEFAULT_INPUTS) * 4L * hidden + position + i] = value;
+      }
+    position += 4 * units;
+  }
+  for (int r = 0; r < DEFAULT_BENDS; r++) {
+    bends[r] = head[(long)DEFAULT_BENDS * hidden + r];
+    for (int k = 0; k < hidden; k++) bends[(1 + k) * DEFAULT_BENDS + r] = head[(long)r * hidden + k];
+  }
+  return {forward, says, bends};
+}
+
+// The forward weights of one tensor, to which what the controller says is a part of the biases.
+inline void add_says(const DefaultWeights& weights, int hidden, const float* say, float* forward) {
+  memcpy(forward, weights.forward, sizeof(float) * default_forward_weights(hidden));
+  long position = 0;
+  for (int j0 = 0; j0 < hidden; j0 += UNITS) {
+    const int rows = 4 * group_size(hidden - j0, UNITS);
+    for (int i = 0; i < rows; i++, position++)
+      forward[i] += weights.says[position] * say[0] + weights.says[4L * hidden + position] * say[1];
+    forward += (1 + DEFAULT_INPUTS + hidden) * (long)rows;
+  }
+}
+
+// Rows of one tile, TV floats each.
+struct DefaultTile {
+  float *grad, *param, *m, *v;
+  float *cell, *h;  // 2 H rows before -> after, H rows of scratch
+  float *x;         // DEFAULT_INPUTS rows
+  float *step;
+};
+
+inline DefaultTile lay_out_default_tile(int hidden, Arena& arena) {
+  DefaultTile tile;
+  float** rows[] = {&tile.grad, &tile.param, &tile.m, &tile.v, &tile.step};
+  for (float** row : rows) *row = arena.take<float>(TV);
+  tile.cell = arena.take<float>(2L * hidden * TV);
+  tile.h = arena.take<float>((long)hidden * TV);
+  tile.x = arena.take<float>((long)DEFAULT_INPUTS * TV);
+  return tile;
+}
+
+INLINE vf square_safe(vf x) { return clamp(x, -LARGEST_SQUARABLE, LARGEST_SQUARABLE); }
+
+// Moments before -> after, and the coordinate's own inputs.
+INLINE void default_inputs(const Signals& s, const DefaultTile& tile) {
+#pragma GCC unroll 8
+  for (int i = 0; i < V; i++) {
+    const long at = (long)i * W;
+    vf g = square_safe(load(tile.grad + at)), m = load(tile.m + at), v = load(tile.v + at);
+    m += (1 - s.beta1) * (g - m);
+    v += (1 - s.beta2) * (g * g - v);
+    vf relative = v * s.v_scale + DEAD, per_root = reciprocal_root(relative);
+    store(tile.m + at, m);
+    store(tile.v + at, v);
+    store(tile.x + at, clamp(g * s.g_scale * per_root, -CLIP, CLIP));
+    store(tile.x + TV + at, clamp(m * s.m_scale * per_root, -CLIP, CLIP));
+    store(tile.x + 2 * TV + at, log_normal(relative) * 0.125f);
+    store(tile.x + 3 * TV + at, clamp(load(tile.param + at) * s.theta_scale, -CLIP, CLIP));
+  }
+}
+
+// The whole tile: reads grad, param, m, v and cell; leaves the new m, v, cell and the step.
+template <int H>
+INLINE void default_tile(int hidden_, const float* forward, const float* head, const Signals& s,
+                         const DefaultTile& tile) {
+  const int hidden = H ? H : hidden_;
+  default_inputs(s, tile);
+  vf bends[DEFAULT_BENDS][V] = {};
+  if (hidden) {
+    float *h = tile.cell, *c = h + hidden * (long)TV;
+    Kept out = {tile.h, c, nullptr, nullptr};
+    layer_forward<H, false>(hidden, DEFAULT_INPUTS, forward, tile.x, h, c, out);
+    memcpy(h, tile.h, sizeof(float) * hidden * TV);
+#pragma GCC unroll 3
+    for (int r = 0; r < DEFAULT_BENDS; r++)
+#pragma GCC unroll 8
+      for (int i = 0; i < V; i++) bends[r][i] = set1(head[r]);
+    multiply<DEFAULT_BENDS>(head + DEFAULT_BENDS, h, hidden, bends);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < V; i++) {
+    vf fresh = load(tile.x + i * W), direction = load(tile.x + TV + i * W);
+    if (hidden)
+      direction = direction * (1.0f + TURN * tanh(bends[0][i])) + ADD * tanh(bends[1][i]) * fresh +
+                  FREE * tanh(bends[2][i]);
+    store(tile.step + i * W, direction * -s.length);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,79 @@
+// First pass of the rule `default`: of each tensor, whether its gradient is not finite, and the
+// sums that the controller sees. Lane by lane over a piece, then pieces in order, in float64.
+#pragma once
+#include "default_pieces.h"
+
+namespace {
+
+constexpr int DEFAULT_SUMS = 5;  // g2, v, m2, gm, theta2
+constexpr int SURVEY = 1 + DEFAULT_SUMS;
+
+struct DefaultSurvey {
+  const DefaultArguments* a;
+  const long* first;  // see count_default_pieces
+  double* found;      // (pieces, SURVEY)
+};
+
+inline void survey_piece(void* context, long index, void*) {
+  const DefaultSurvey& job = *(const DefaultSurvey*)context;
+  const DefaultArguments& a = *job.a;
+  const DefaultPiece piece = default_piece(&a, job.first, index);
+  const DefaultTensor& tensor = a.tensors[piece.tensor];
+  vf sums[DEFAULT_SUMS][V] = {};
+  vi bad = {};
+  for (int done = 0; done < piece.length; done += TV) {
+    const int length = piece.length - done < TV ? piece.length - done : TV;
+    const long at = piece.start + done;
+    float grad[TV], param[TV], ms[TV], vs[TV];
+    read_grad(a, tensor, at, length, grad);
+    read_param(a, tensor, at, length, param);
+    read_moments(tensor, at, length, ms, vs);
+#pragma GCC unroll 8
+    for (int i = 0; i < V; i++) {
+      vf g = load(grad + i * W), theta = square_safe(load(param + i * W));
+      vf m = load(ms + i * W), v = load(vs + i * W);
+      bad |= not_finite(g);
+      g = square_safe(g);
+      sums[0][i] += g * g;
+      sums[1][i] += v;
+      sums[2][i] += m * m;
+      sums[3][i] += g * m;
+      sums[4][i] += theta * theta;
+    }
+  }
+  double* to = job.found + index * SURVEY;
+  to[0] = any_lane(bad);
+  for (int k = 0; k < DEFAULT_SUMS; k++) {
+    to[1 + k] = 0;
+    for (int i = 0; i < V; i++) to[1 + k] += lane_sum(sums[k][i]);
+  }
+}
+
+inline void add_up_pieces(const DefaultSurvey& job) {
+  for (long i = 0; i < job.a->count; i++)
+    for (int k = 0; k < SURVEY; k++) {
+      double sum = 0;
+      for (long p = job.first[i]; p < job.first[i + 1]; p++) sum += job.found[p * SURVEY + k];
+      job.a->survey[i * SURVEY + k] = (float)(k ? sum : sum > 0);
+    }
+}
+
+inline int run_default_survey(const DefaultArguments* a) {
+  long* first = (long*)malloc(sizeof(long) * (a->count + 1));
+  if (!first) return 1;
+  count_default_pieces(a, first);
+  const long pieces = first[a->count];
+  double* found = (double*)malloc(sizeof(double) * SURVEY * (pieces + 1));
+  int failed = !found;
+  if (!failed) {
+    DefaultSurvey job = {a, first, found};
+    Job work = {survey_piece, &job, pieces, 64};
+    failed = run(work, default_threads(a, pieces));
+    if (!failed) add_up_pieces(job);
+  }
+  free(found);
+  free(first);
+  return failed;
+}
+
+}  // namespace
