@@ -89,7 +89,7 @@ def _problems(axes: Axes, records: Mapping[str, Record], keys: list[str], name: 
     axes.invert_yaxis()
     axes.set_xlabel("final training loss over that of Adam at its best rate")
     axes.set_title("problem by problem")
-    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.09), ncols=2)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2)
 
 
 def draw(records: Mapping[str, Record], name: str, path: Path) -> None:

@@ -83,7 +83,7 @@ METHODS: dict[str, Method] = {
     "momentum_cosine": Method(
         "SGD with momentum + cosine, best rate",
         _momentum,
-        (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5),
+        (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0),
         cosine=True,
         decay=0.0,
     ),

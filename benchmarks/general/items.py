@@ -60,7 +60,7 @@ _VALIDATION = (
     Item("raw_targets", _train("teacher_student", target_scale=100.0, input_scale=3.0), 500),
     Item("zero_start", _train("softmax_regression", start=0.0), 500),
     Item("transformer_chain", _train("transformer_lm", width=16), 500),
-    Item("narrow_autoencoder_long", META_VALIDATION["narrow_autoencoder"], 2000),
+    Item("wide_targets_long", META_VALIDATION["wide_targets"], 2000),
 )
 
 _TEXT = {"length": 16, "batch_size": 16}
@@ -110,7 +110,7 @@ _HELD_OUT = (
     Item("raw_regression_tanh", _test("raw_regression", activation="tanh", depth=1), 1000),
     Item("logistic", tasks.LogisticRegression(decades=0.0, margin=2.0, features=30), 500),
     Item("ill_conditioned_logistic", META_TEST["ill_conditioned_logistic"], 1000),
-    Item("deep_mlp_cifar10_long", _test("deep_mlp_cifar10", pool=4, width=64), 3000),
+    Item("deep_mlp_cifar10_long", _test("deep_mlp_cifar10", pool=4, width=64), 2000),
     Item("raw_regression_long", _test("raw_regression", activation="relu", width=32), 10_000),
 )
 
