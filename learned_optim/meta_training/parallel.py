@@ -36,9 +36,9 @@ def place(device: str) -> torch.device:
         found = torch.device(device)
         if found.type == "cuda" and found.index is None:
             found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.zeros(1, device=found).add_(1)
         if found.type == "cuda":
             torch.cuda.set_device(found)
-        torch.zeros(1, device=found).add_(1)
     except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise DeviceUnavailable(f"the device {device!r} can not be used: {reason}") from error
