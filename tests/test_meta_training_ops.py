@@ -256,6 +256,10 @@ def test_meta_training_lowers_the_validation_score():
         ('name = "x"\n[outer]\noptimizer = "Adamm"', r"optimizer must be a class of torch.optim"),
         ('name = "x"\n[[tasks]]\nruns = 1', r"needs `family`"),
         ('name = "x"', r"missing"),
+        ('name = "x"\nouter = 3', r"\[outer\] must be a table but is 3"),
+        ('name = "x"\nrule = "l2l"', r"\[rule\] must be a table but is 'l2l'"),
+        ('name = "x"\n[tasks]\nfamily = "quadratic"', r"\[tasks\] must be a list of tables"),
+        ('name = "x"\n[imitation]\nteacher = "adam"', r"teacher\] must be a table but is 'adam'"),
         ("name = ", r"not valid TOML"),
     ],
 )

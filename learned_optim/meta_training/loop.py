@@ -49,7 +49,7 @@ def train(trainer: MetaTrainer, folder: Path, log: Log, *, progress: bool = True
     pace = Pace(trainer, recipe.checkpoint_minutes)
     with _interrupts() as signals, bar:
         if not trainer.history:
-            trainer.validate()
+            _log_validation(trainer.validate(), log)
         interrupted = False
         while trainer.step_count < recipe.outer.steps and not interrupted:
             contributions = trainer.step()

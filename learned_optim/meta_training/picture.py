@@ -23,5 +23,5 @@ def draw(history: list[dict[str, float]], name: str, path: Path) -> None:
         axes.set_yscale("log")
     axes.set(xlabel="outer step", ylabel="validation score", title=name)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, ncols=2)
+    figure.legend(fontsize=7, ncols=4, loc="outside lower center")
     figure.savefig(path, dpi=130)

@@ -245,18 +245,31 @@ def parse_recipe(table: Mapping[str, Any]) -> Recipe:
         "horizon": HORIZONS,
     }
     values: dict[str, Any] = dict(table)
+    for key in (*registries, *_TABLES):
+        _check_table(key, values.get(key, {}))
     for key, registry in registries.items():
         if key in values:
             values[key] = _build_named(key, registry, values[key])
     if "teacher" in values.get("imitation", {}):
+        _check_table("imitation teacher", values["imitation"]["teacher"])
         teacher = _build_named("imitation teacher", RULES, values["imitation"]["teacher"])
         values["imitation"] = {**values["imitation"], "teacher": teacher}
     for key, cls in _TABLES.items():
         if key in values:
             values[key] = build(key, cls, values[key])
     if "tasks" in values:
-        values["tasks"] = tuple(_build_task(entry) for entry in values["tasks"])
+        entries = values["tasks"]
+        if not isinstance(entries, list | tuple):
+            raise RecipeError(f"[tasks] must be a list of tables, [[tasks]], but is {entries!r}")
+        for entry in entries:
+            _check_table("tasks", entry)
+        values["tasks"] = tuple(_build_task(entry) for entry in entries)
     return build("recipe", Recipe, values)
+
+
+def _check_table(where: str, value: Any) -> None:  # noqa: ANN401
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"[{where}] must be a table but is {value!r}")
 
 
 def _build_task(entry: Mapping[str, Any]) -> TaskEntry:
@@ -269,8 +282,7 @@ def _build_task(entry: Mapping[str, Any]) -> TaskEntry:
     augmentations = values.pop("augment", [])
     family: TaskFamily = _build_named("tasks", TASK_FAMILIES, values)
     for table in augmentations:
-        if not isinstance(table, Mapping):
-            raise RecipeError(f"[[tasks]] augment must be a list of tables but has {table!r}")
+        _check_table("tasks augment", table)
         family = _build_named("tasks augment", AUGMENTATIONS, {**table, "family": family})
     return build("tasks", TaskEntry, {"family": family, **taken})
 
