@@ -41,6 +41,9 @@ results: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.paper.failures
 	$(BIN)/python -m benchmarks.paper.ablations
 	$(BIN)/python -m benchmarks.generalization
+	$(BIN)/python -m benchmarks.meta_training_throughput
+	$(BIN)/python -m benchmarks.estimators
+	$(BIN)/python -m benchmarks.fault_test
 	$(MAKE) readme
 
 # Rewrite the README's tables from benchmarks/results/*.json.

@@ -3,10 +3,11 @@
     python -m benchmarks.readme_tables            write them
     python -m benchmarks.readme_tables --check    exit with 1 if they are not up to date
 
-Reads `benchmarks/results/*.json`. Four kinds of files have a table: comparisons of
+Reads `benchmarks/results/*.json`. Seven kinds of files have a table: comparisons of
 `benchmarks.paper` (they hold `cases`), the demo's (`networks`), the held-out evaluation of
-`benchmarks.generalization` (`summary`) and `benchmarks.real_scale` (`parameters`); others are left
-to their own scripts.
+`benchmarks.generalization` (`summary`), `benchmarks.real_scale` (`parameters`), and those of
+`benchmarks.meta_training_throughput` (`headline`), `benchmarks.estimators` (`bowl`) and
+`benchmarks.fault_test` (`kills`); others are left to their own scripts.
 """
 
 from __future__ import annotations
@@ -14,30 +15,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import engine_tables
 from benchmarks.baselines import BASELINES
 from benchmarks.general.store import LABELS, TOLD
+from benchmarks.markdown import markdown, number
 from benchmarks.results import RESULTS
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN = "<!-- results: begin (written by `make readme`, do not edit) -->"
 END = "<!-- results: end -->"
 NOTHING = "None yet: a table appears here when a result file of a trained rule is committed."
-
-
-def number(value: float | None) -> str:
-    """Three digits; None, in result files, is a loss that was not finite."""
-    return "diverged" if value is None else f"{value:.3g}"
-
-
-def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table, the first column to the left, the others to the right."""
-    header = list(header)
-    rule = [":--", *["--:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 
 
 def provenance(content: Mapping[str, Any], file: str) -> str:
@@ -178,6 +169,9 @@ TABLES = {
     "networks": digits,
     "summary": held_out,
     "parameters": real_scale,
+    "headline": engine_tables.throughput,
+    "bowl": engine_tables.estimators,
+    "kills": engine_tables.faults,
 }
 
 

@@ -16,6 +16,7 @@ from benchmarks import estimators, estimators_figure, fault_test, throughput_fig
 from benchmarks import meta_training_throughput as throughput
 from benchmarks.bowl import Bowl, Formula
 from benchmarks.eager_unroll import EagerRule, EagerRun
+from benchmarks.readme_tables import table_of
 from benchmarks.results import RESULTS
 from learned_optim import kernels, meta_training
 from learned_optim.meta_training import checkpoint
@@ -242,3 +243,16 @@ def test_the_committed_fault_test_counts_twenty_kills_and_no_difference():
     assert content["differing"] == [[]] * content["runs"]
     assert {kill["moment"] for kill in content["kills"]} == {"starting", "training"}
     assert any(kill["before"] > 0 for kill in content["kills"])
+
+
+def test_each_committed_result_of_the_engine_has_its_table():
+    tables = {
+        name: table_of(committed(f"{name}.json"))
+        for name in ("meta_training_throughput", "estimators", "fault_test")
+    }
+    content = committed("meta_training_throughput.json")
+    row = next(row for row in content["headline"] if row["contender"] == "torch")
+    assert f"{row['ms']:.2f} ({row['times_faster']:.1f}x)" in tables["meta_training_throughput"]
+    assert len(tables["meta_training_throughput"].splitlines()) == 2 + 6
+    assert tables["estimators"].count("none seen") >= 3
+    assert "| 20 | 5 | 2 of 2 |" in tables["fault_test"]

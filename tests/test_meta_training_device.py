@@ -97,7 +97,7 @@ def test_no_operator_mixes_devices(rule, estimator, monkeypatch):
 
 def test_the_check_of_placement_can_fail():
     with Placement(), pytest.raises(AssertionError, match="mixes the devices"):
-        torch.ones(3, device="meta") + torch.ones(3)
+        torch.add(torch.ones(3, device="meta"), torch.ones(3))
 
 
 def test_a_device_that_is_not_here_is_a_clear_error(tmp_path):
