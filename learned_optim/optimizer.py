@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from learned_optim import resume, shards
 from learned_optim.alarm import Alarm
 from learned_optim.backends import (
+    FUSED,
     Backend,
     Batch,
     Eager,
@@ -112,8 +113,8 @@ class LearnedOptimizer(Optimizer):
 
     def _drop_scratch(self) -> None:
         """Forget what can be made again: backends with their workspaces, and cast weights."""
-        # The reference is here from the start: added while tracing, it would cost a recompilation.
-        self._backends: dict[type[Backend], Backend] = {Eager: Eager()}
+        # All are here from the start: one added while tracing would cost a recompilation.
+        self._backends: dict[type[Backend], Backend] = {kind: kind() for kind in (Eager, *FUSED)}
         self._cast: dict[tuple[tuple[str, str], torch.device, torch.dtype], Weights] = {}
 
     def _remember(self, loaded: LoadedRule) -> dict[str, str]:

@@ -15,10 +15,11 @@ from learned_optim.backends.base import autocast_off as autocast_off
 from learned_optim.backends.base import survey as survey
 from learned_optim.backends.cpu import Cpu
 from learned_optim.backends.eager import Eager as Eager
+from learned_optim.backends.triton import Triton
 from learned_optim.rules import UpdateRule
 
 # Faster than the reference, in order of preference.
-FUSED: tuple[type[Backend], ...] = (Cpu,)
+FUSED: tuple[type[Backend], ...] = (Cpu, Triton)
 
 
 def choose(

@@ -21,8 +21,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from learned_optim.backends.kept import Kept, numbers
 from learned_optim.rules import Clock, State, UpdateRule, Weights
 from learned_optim.shards import Parts
+
+_FACTS = Kept()
 
 
 @dataclass
@@ -93,6 +96,13 @@ class Backend(ABC):
         finite = torch.stack(extremes).isfinite().all(dim=1, keepdim=True)
         return finite.logical_not().to(batch.compute_dtype)
 
+    def survey(self, batch: Batch) -> Tensor:
+        """See the function `survey`: `broken`, and `sums` where the rule has any."""
+        broken = self.broken(batch)
+        if not batch.rule.summary_size:
+            return broken
+        return torch.cat((broken, self.sums(batch)), dim=1)
+
     @abstractmethod
     def sums(self, batch: Batch) -> Tensor:
         """The rule's `summarize` of each tensor, `(T, K)`."""
@@ -112,6 +122,11 @@ class Backend(ABC):
         """
 
 
+def plain(slot: Slot) -> bool:
+    """Whether its tensors have memory that a pointer can name (fake tensors have none)."""
+    return type(slot.grad) is Tensor and type(slot.param) in (Tensor, torch.nn.Parameter)
+
+
 def cuts(total: int, block: int) -> Iterator[tuple[int, int]]:
     """`(start, stop)` of the pieces of at most `block` that `total` is cut into."""
     for start in range(0, total, block):
@@ -123,10 +138,7 @@ def survey(batch: Batch, backend: Backend) -> Tensor:
 
     Everything in it adds up over the shards of a tensor.
     """
-    broken = backend.broken(batch)
-    if not batch.rule.summary_size:
-        return broken
-    return torch.cat((broken, backend.sums(batch)), dim=1)
+    return backend.survey(batch)
 
 
 def advance(batch: Batch, sums: Tensor, finite: Tensor | None) -> Tensor:
@@ -143,21 +155,32 @@ def advance(batch: Batch, sums: Tensor, finite: Tensor | None) -> Tensor:
     slots, rule = batch.slots, batch.rule
     steps = torch.stack([slot.step for slot in slots]) + 1
     total = None if batch.total_steps is None else torch.full_like(steps, batch.total_steps)
-    facts = torch.tensor(
-        [rule.describe(slot.shape) for slot in slots],
-        dtype=batch.compute_dtype,
-        device=batch.device,
-    )
     state = {
         key: torch.stack([slot.state[key] for slot in slots], dim=-1).to(batch.compute_dtype)
         for key in rule.keys_per("tensor")
     }
     clock = Clock(steps, total)
-    signals, new_state = rule.control(sums.mT, facts.mT, state, clock, batch.weights)
+    signals, new_state = rule.control(sums.mT, facts(batch).mT, state, clock, batch.weights)
     overwrite_all_([slot.step for slot in slots], steps, finite)
     for key, value in new_state.items():
         overwrite_all_([slot.state[key] for slot in slots], value.mT, finite)
     return signals
+
+
+def facts(batch: Batch) -> Tensor:
+    """What the rule's `describe` says of the tensors, `(T, D)`."""
+    rows = tuple(batch.rule.describe(slot.shape) for slot in batch.slots)
+    device, dtype = batch.device, batch.compute_dtype
+    if device.type == "cpu":
+        return torch.tensor(rows, dtype=dtype)
+
+    def make() -> Tensor:
+        flat = [number for row in rows for number in row]
+        return numbers(flat, dtype, device).view(len(rows), -1)
+
+    if torch.compiler.is_compiling() or not all(plain(slot) for slot in batch.slots):
+        return make()
+    return _FACTS.get((rows, dtype, device), device, make)
 
 
 def moved(batch: Batch, param: Tensor, step: Tensor) -> Tensor:
@@ -167,12 +190,11 @@ def moved(batch: Batch, param: Tensor, step: Tensor) -> Tensor:
 
 
 def overwrite_all_(targets: list[Tensor], values: Tensor, finite: Tensor | None) -> None:
-    """`overwrite_` of T tensors by the T rows of `values`, in one call where none sits out."""
-    if finite is None:
-        torch._foreach_copy_(targets, list(values.unbind()))  # pyright: ignore[reportPrivateImportUsage]
-        return
-    for target, value, keep in zip(targets, values.unbind(), finite.unbind(), strict=True):
-        overwrite_(target, value, keep)
+    """`overwrite_` of T tensors by the T rows of `values`, in a few calls."""
+    if finite is not None:
+        rows = finite.view(-1, *[1] * (values.dim() - 1))
+        values = torch.where(rows, values, torch.stack(targets))
+    torch._foreach_copy_(targets, list(values.unbind()))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def overwrite_(target: Tensor, value: Tensor, keep: Tensor | None) -> None:

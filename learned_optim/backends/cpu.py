@@ -13,16 +13,11 @@ import torch
 from torch import Tensor
 
 from learned_optim import kernels
-from learned_optim.backends.base import Backend, Batch, Slot
+from learned_optim.backends.base import Backend, Batch, plain
 from learned_optim.backends.eager import Eager
 from learned_optim.kernels.checks import MAX_HIDDEN, MAX_LAYERS, STORAGE
 from learned_optim.rules import UpdateRule
 from learned_optim.rules.l2l import L2L
-
-
-def plain(slot: Slot) -> bool:
-    """Whether its tensors have memory that a pointer can name (fake tensors have none)."""
-    return type(slot.grad) is Tensor and type(slot.param) in (Tensor, torch.nn.Parameter)
 
 
 def readable(grad: Tensor) -> Tensor:
