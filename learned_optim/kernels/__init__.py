@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from learned_optim.kernels.checks import weight_count
 from learned_optim.kernels.default_runs import (
+    DefaultState,
     default_step_,
-    default_sums,
     default_weight_count,
 )
 from learned_optim.kernels.lstm import lstm_bptt, lstm_step_, lstm_vjp
@@ -23,10 +23,10 @@ def available() -> bool:
 
 
 __all__ = [
+    "DefaultState",
     "Unavailable",
     "available",
     "default_step_",
-    "default_sums",
     "default_weight_count",
     "lstm_bptt",
     "lstm_step_",

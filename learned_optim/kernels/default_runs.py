@@ -1,148 +1,148 @@
-"""The coordinates of the rule `default` in meta-training: many runs in one call.
-
-P runs, each under a set of weights of its own, and each of N coordinates, which are those of T
-tensors side by side. What happens once a tensor stays with the caller (`rules.default.control`):
-`default_sums` comes before it, `default_step_` after.
-"""
+"""A step of the rule `default` in meta-training: many runs in one call."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from learned_optim.kernels import native
-from learned_optim.kernels.checks import MAX_HIDDEN, check_float32, thread_count
+from learned_optim.kernels.checks import check_float32, thread_count
 
-SUMS = 5  # numbers of `rules.default.SUMS`
-SIGNALS = 11  # of `rules.default.SIGNALS`
+# Sizes in rules.default and rules.hand: SUMS, SIGNALS, FACTS; constants of the hand rule; inputs
+# and outputs of the controller's and of the coordinates' LSTM.
+SUMS, SIGNALS, FACTS = 5, 11, 4
+HAND = 12
+TELLS, ADVICE = 11, 4
 INPUTS, BENDS = 6, 3
+MAX_UNITS, MAX_HIDDEN = 128, 64
 
 
-def default_weight_count(hidden: int) -> int:
-    """Length of the flat weights of the coordinates' LSTM and its head: see `default_step_`."""
-    return (4 * (INPUTS + hidden + 1) + BENDS) * hidden + BENDS if hidden else 0
+def default_weight_count(units: int, hidden: int) -> int:
+    """Length of the flat weights: the hand rule's, the controller's, the coordinates'."""
+    return HAND + _level(TELLS, units, ADVICE) + _level(INPUTS, hidden, BENDS)
 
 
-def default_sums(
-    grads: Tensor,
-    params: Tensor,
-    moments: Tensor,
-    sizes: Sequence[int],
-    *,
-    threads: int | None = None,
-) -> Tensor:
-    """`rules.default.Default.summarize` of every tensor.
+def _level(inputs: int, units: int, outputs: int) -> int:
+    """An LSTM and its head; none where it has no units."""
+    return 4 * units * (inputs + units + 1) + outputs * (units + 1) if units else 0
 
-    Added up in float32 over at most 128 numbers a lane, then in float64 in a fixed order.
 
-    Args:
-        grads: `(P, N)`.
-        params: `(P, N)`.
+class DefaultState(NamedTuple):
+    """The rule's state of P runs, each with N coordinates in T tensors; float32, contiguous.
+
+    Attributes:
         moments: `(P, 2, N)`: m and v.
-        sizes: coordinates of each of the T tensors; their sum is N.
-        threads: torch's number by default; the result does not depend on it.
-
-    Returns:
-        `(P, 5, T)`.
-
-    Raises:
-        ValueError: for a wrong shape, dtype, device, layout or number.
-        native.Unavailable: where the kernels are not built.
+        cell: `(P, 2 * hidden, N)`: h then c of the coordinates.
+        origin: `(P, 1, T)`.
+        controller: `(P, 2 * units, T)`: h then c of the tensors.
     """
-    runs, coordinates = _check(grads, params, moments, sizes)
-    survey = grads.new_empty((runs, len(sizes), 1 + SUMS))
-    sizes_array = _int64(sizes)
-    arguments = native.DefaultRunsArguments(
-        rules=runs,
-        tensors=len(sizes),
-        coordinates=coordinates,
-        sizes=sizes_array.data_ptr(),
-        grads=grads.data_ptr(),
-        params=params.data_ptr(),
-        moments=moments.data_ptr(),
-        survey=survey.data_ptr(),
-        threads=thread_count(threads),
-    )
-    native.call("learned_optim_default_runs_survey", arguments)
-    return survey[..., 1:].mT
+
+    moments: Tensor
+    cell: Tensor
+    origin: Tensor
+    controller: Tensor
 
 
 def default_step_(
     grads: Tensor,
     params: Tensor,
-    moments: Tensor,
-    cell: Tensor | None,
-    sizes: Sequence[int],
-    signals: Tensor,
+    state: DefaultState,
     weights: Tensor,
     *,
+    sizes: Sequence[int],
+    facts: Tensor,
+    step: Tensor,
+    total_steps: Tensor | None = None,
+    units: int,
     hidden: int,
     threads: int | None = None,
-) -> Tensor:
-    """`rules.default.Default.update` of every coordinate; `moments` and `cell` in place.
+) -> tuple[Tensor, Tensor]:
+    """`summarize`, `control` and `update` of `rules.default.Default`; `state` in place.
+
+    Sums are added up in float32 over at most 128 numbers a lane, then in float64 in a fixed order.
 
     Args:
         grads: `(P, N)`.
         params: `(P, N)`.
-        moments: `(P, 2, N)`: m and v, overwritten.
-        cell: `(P, 2 * hidden, N)`: h then c, overwritten; None where `hidden` is 0.
+        state: overwritten.
+        weights: `(P, default_weight_count(units, hidden))`, in the order of
+            `Default.weight_shapes`; gates in the order i, f, o, g.
         sizes: coordinates of each of the T tensors; their sum is N.
-        signals: `(P, M, T)`, what `control` gave; M and order as in `rules.default.SIGNALS`.
-        weights: `(P, default_weight_count(hidden))`: `w_ih (4H, 6)`, `w_hh (4H, H)`, `b (4H)` with
-            the gates in the order i, f, o, g, the head `(3, H)` and its bias `(3)`.
-        hidden: H; 0 without the LSTM.
+        facts: `(4, T)`, what `Default.describe` says of them.
+        step: `(T,)`, the number of this step.
+        total_steps: `(T,)`, or None where the horizon is unknown.
+        units: of the controller, 0 to 128.
+        hidden: units of the coordinates' LSTM, 0 to 64.
         threads: torch's number by default; the result does not depend on it.
 
     Returns:
-        The steps, `(P, N)`, before the matrix stage.
+        The steps, `(P, N)`, before the matrix stage, and the signals, `(P, M, T)`.
 
     Raises:
         ValueError: for a wrong shape, dtype, device, layout or number.
         native.Unavailable: where the kernels are not built.
     """
-    runs, coordinates = _check(grads, params, moments, sizes)
-    if not 0 <= hidden <= MAX_HIDDEN:
-        raise ValueError(f"hidden must be in [0, {MAX_HIDDEN}] but is {hidden}")
-    if (cell is None) != (hidden == 0):
-        raise ValueError(f"cell must be given where hidden > 0 and only there; hidden is {hidden}")
-    if cell is not None:
-        check_float32("cell", cell, (runs, 2 * hidden, coordinates))
-    check_float32("signals", signals, (runs, SIGNALS, len(sizes)))
-    check_float32("weights", weights, (runs, default_weight_count(hidden)))
-    steps, sizes_array = torch.empty_like(grads), _int64(sizes)
-    arguments = native.DefaultRunsArguments(
+    _check(grads, params, state, weights, sizes, units, hidden)
+    runs, tensors = grads.shape[0], len(sizes)
+    check_float32("facts", facts, (FACTS, tensors))
+    check_float32("step", step, (tensors,))
+    if total_steps is not None:
+        check_float32("total_steps", total_steps, (tensors,))
+    steps, sizes_array = torch.empty_like(grads), torch.tensor(sizes, dtype=torch.int64)
+    survey = grads.new_empty((runs, tensors, 1 + SUMS))
+    signals = grads.new_empty((runs, SIGNALS, tensors))
+    control = native.DefaultControlArguments(
         rules=runs,
-        tensors=len(sizes),
-        coordinates=coordinates,
-        sizes=sizes_array.data_ptr(),
+        tensors=tensors,
         weights=weights.data_ptr(),
+        facts=facts.data_ptr(),
+        step=step.data_ptr(),
+        total=None if total_steps is None else total_steps.data_ptr(),
+        survey=survey.data_ptr(),
+        origin=state.origin.data_ptr(),
+        cell=state.controller.data_ptr(),
         signals=signals.data_ptr(),
+        units=units,
+        hidden=hidden,
+    )
+    arguments = native.DefaultRunsArguments(
+        sizes=sizes_array.data_ptr(),
         grads=grads.data_ptr(),
         params=params.data_ptr(),
-        moments=moments.data_ptr(),
-        cell=None if cell is None else cell.data_ptr(),
+        moments=state.moments.data_ptr(),
+        cell=state.cell.data_ptr(),
         steps=steps.data_ptr(),
-        hidden=hidden,
+        coordinates=grads.shape[1],
         threads=thread_count(threads),
     )
-    native.call("learned_optim_default_runs_update", arguments)
-    return steps
+    native.call("learned_optim_default_runs", control, arguments)
+    return steps, signals
 
 
-def _check(grads: Tensor, params: Tensor, moments: Tensor, sizes: Sequence[int]) -> tuple[int, int]:
-    """P and N."""
+def _check(
+    grads: Tensor,
+    params: Tensor,
+    state: DefaultState,
+    weights: Tensor,
+    sizes: Sequence[int],
+    units: int,
+    hidden: int,
+) -> None:
+    for name, value, high in (("units", units, MAX_UNITS), ("hidden", hidden, MAX_HIDDEN)):
+        if not 0 <= value <= high:
+            raise ValueError(f"{name} must be in [0, {high}] but is {value}")
     if grads.dim() != 2:
         raise ValueError(f"grads must be (P, N) but has {tuple(grads.shape)}")
     runs, coordinates = grads.shape
-    check_float32("grads", grads, (runs, coordinates))
-    check_float32("params", params, (runs, coordinates))
-    check_float32("moments", moments, (runs, 2, coordinates))
     if sum(sizes) != coordinates or any(size < 0 for size in sizes):
         raise ValueError(f"sizes must add up to {coordinates} but are {list(sizes)}")
-    return runs, coordinates
-
-
-def _int64(sizes: Sequence[int]) -> Tensor:
-    return torch.tensor(sizes, dtype=torch.int64)
+    check_float32("grads", grads, (runs, coordinates))
+    check_float32("params", params, (runs, coordinates))
+    check_float32("moments", state.moments, (runs, 2, coordinates))
+    check_float32("cell", state.cell, (runs, 2 * hidden, coordinates))
+    check_float32("origin", state.origin, (runs, 1, len(sizes)))
+    check_float32("controller", state.controller, (runs, 2 * units, len(sizes)))
+    check_float32("weights", weights, (runs, default_weight_count(units, hidden)))

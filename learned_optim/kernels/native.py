@@ -118,6 +118,7 @@ class DefaultArguments(ctypes.Structure):
     _fields_ = (
         ("count", _Int64),
         ("rules", _Int64),
+        ("weights_stride", _Int64),
         ("tensors", _Pointer),
         ("weights", _Pointer),
         ("signals", _Pointer),
@@ -134,23 +135,36 @@ class DefaultArguments(ctypes.Structure):
     )
 
 
-class DefaultRunsArguments(ctypes.Structure):
+class DefaultControlArguments(ctypes.Structure):
     """See src/table.h."""
 
     _fields_ = (
         ("rules", _Int64),
         ("tensors", _Int64),
-        ("coordinates", _Int64),
-        ("sizes", _Pointer),
         ("weights", _Pointer),
+        ("facts", _Pointer),
+        ("step", _Pointer),
+        ("total", _Pointer),
+        ("survey", _Pointer),
+        ("origin", _Pointer),
+        ("cell", _Pointer),
         ("signals", _Pointer),
+        ("units", _Int32),
+        ("hidden", _Int32),
+    )
+
+
+class DefaultRunsArguments(ctypes.Structure):
+    """See src/table.h."""
+
+    _fields_ = (
+        ("sizes", _Pointer),
         ("grads", _Pointer),
         ("params", _Pointer),
         ("moments", _Pointer),
         ("cell", _Pointer),
         ("steps", _Pointer),
-        ("survey", _Pointer),
-        ("hidden", _Int32),
+        ("coordinates", _Int64),
         ("threads", _Int32),
     )
 

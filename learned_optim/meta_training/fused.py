@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from learned_optim import kernels
-from learned_optim.rules import L2L, Coordinates, Default, State, UpdateRule, Weights
+from learned_optim.rules import L2L, Clock, Coordinates, Default, State, UpdateRule, Weights
 
 
 def applies(rule: UpdateRule, like: Tensor) -> bool:
@@ -34,57 +34,53 @@ def _here(like: Tensor) -> bool:
     )
 
 
-def summarize(
-    rule: UpdateRule, coords: Coordinates, state: State, sizes: Sequence[int]
-) -> Tensor | None:
-    """`UpdateRule.summarize` of each of T tensors side by side without a graph, `(*lead, K, T)`."""
-    if torch.is_grad_enabled() or type(rule) is not Default or not _here(coords.grad):
-        return None
-    sums = kernels.default_sums(
-        _runs(coords.grad, 1), _runs(coords.param, 1), _runs(state["moments"], 2), sizes
-    )
-    return sums.view(*coords.grad.shape[:-1], *sums.shape[1:])
-
-
-def update(
+def move(
     rule: UpdateRule,
     weights: Weights,
     coords: Coordinates,
     state: State,
-    signals: Tensor,
+    clock: Clock,
+    facts: Tensor,
     sizes: Sequence[int],
     *,
     consume: bool = False,
-) -> tuple[Tensor, State] | None:
-    """`UpdateRule.update` of T tensors side by side without a graph: `(*lead, N)`, the new state.
+) -> tuple[Tensor, Tensor, State] | None:
+    """A step of T tensors side by side, without a graph and but for the rule's `finish`.
 
     Args:
         rule: the functions.
         weights: its meta-parameters.
         coords: `(*lead, N)` each.
-        state: the per-coordinate entries.
-        signals: `(*lead, M, T)`.
-        sizes: coordinates of each tensor.
+        state: all entries.
+        clock: the time.
+        facts: `(D, T)`, what the rule's `describe` says of the tensors.
+        sizes: coordinates of each of them.
         consume: `state` may be overwritten, and what it held is lost. That saves a copy in fresh
             memory at every step, which costs as much as the arithmetic.
+
+    Returns:
+        The step `(*lead, N)`, the signals `(*lead, M, T)` and the new state.
     """
     if torch.is_grad_enabled() or not _here(coords.grad):
         return None
     if type(rule) is Default:
         rows = _rows(state, consume)
-        steps = _default_step_(rule, weights, coords, rows, signals, sizes)
+        steps, signals = _default_step_(rule, weights, coords, rows, clock, facts, sizes)
+        signals = signals.view(*coords.grad.shape[:-1], *signals.shape[1:])
     elif type(rule) is L2L and rule.cell == "lstm":
-        rows, flat = _rows(state, consume), _flatten(rule.weight_shapes(), weights)
+        rows, flat = _rows(state, consume), _flatten(rule, weights)
         if flat.dim() > 1:
             flat = _for_each_run(flat, coords.grad)
         steps = kernels.lstm_step_(_runs(coords.grad, 1), rows["cell"], flat, **_numbers(rule))
+        signals = steps.new_zeros(0, 1)
     else:
         return None
-    return steps.view(coords.grad.shape), {k: v.view(state[k].shape) for k, v in rows.items()}
+    new_state = {key: value.view(state[key].shape) for key, value in rows.items()}
+    return steps.view(coords.grad.shape), signals, new_state
 
 
 def _rows(state: State, consume: bool) -> State:
-    """The state as `(P, rows, N)`, for a kernel to overwrite."""
+    """The state as `(P, rows, columns)`, for a kernel to overwrite."""
     rows = {key: _runs(value, 2) for key, value in state.items()}
     return rows if consume else {key: value.clone() for key, value in rows.items()}
 
@@ -94,19 +90,23 @@ def _default_step_(
     weights: Weights,
     coords: Coordinates,
     rows: State,
-    signals: Tensor,
+    clock: Clock,
+    facts: Tensor,
     sizes: Sequence[int],
-) -> Tensor:
-    shapes = {k: s for k, s in rule.weight_shapes().items() if k.startswith("coordinate.")}
-    flat = _flatten(shapes, weights) if shapes else coords.grad.new_empty(0)
+) -> tuple[Tensor, Tensor]:
+    grads = _runs(coords.grad, 1)
+    cell = rows.get("cell", grads.new_empty(len(grads), 0, grads.shape[1]))
+    controller = rows.get("controller", grads.new_empty(len(grads), 0, len(sizes)))
     return kernels.default_step_(
-        _runs(coords.grad, 1),
+        grads,
         _runs(coords.param, 1),
-        rows["moments"],
-        rows.get("cell"),
-        sizes,
-        _runs(signals, 2),
-        _for_each_run(flat, coords.grad),
+        kernels.DefaultState(rows["moments"], cell, rows["origin"], controller),
+        _for_each_run(_flatten(rule, weights), coords.grad),
+        sizes=sizes,
+        facts=facts.contiguous(),
+        step=clock.step,
+        total_steps=clock.total_steps,
+        units=rule.controller,
         hidden=rule.hidden,
     )
 
@@ -132,7 +132,7 @@ def vjp(
         grads.flatten(1).contiguous(),
         state["cell"].movedim(-2, 0).flatten(1).contiguous(),
         cotangents.flatten(1).contiguous(),
-        _flatten(rule.weight_shapes(), weights),
+        _flatten(rule, weights),
         **_numbers(rule),
     )
     return _named(rule, flat_grad)
@@ -154,7 +154,7 @@ def step_vjp(
         state["cell"].contiguous(),
         step_bar.contiguous(),
         state_bar["cell"].contiguous(),
-        _flatten(rule.weight_shapes(), weights),
+        _flatten(rule, weights),
         **_numbers(rule),
     )
     return _named(rule, flat_bar), grad_bar, {"cell": rows_bar}
@@ -178,12 +178,12 @@ def _numbers(rule: L2L) -> _Numbers:
     return {"layers": rule.layers, "hidden": rule.hidden, "p": p, "scale": rule.scale}
 
 
-def _flatten(shapes: dict[str, tuple[int, ...]], weights: Weights) -> Tensor:
-    """`(*lead, W)`, the weights of these names in this order."""
+def _flatten(rule: UpdateRule, weights: Weights) -> Tensor:
+    """`(*lead, W)` in the order of `weight_shapes`."""
     return torch.cat(
         [
             weights[key].detach().flatten(weights[key].dim() - len(shape))
-            for key, shape in shapes.items()
+            for key, shape in rule.weight_shapes().items()
         ],
         dim=-1,
     )

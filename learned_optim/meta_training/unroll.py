@@ -229,18 +229,17 @@ def apply_rule(
     """
     if isinstance(rule, ByLayer):
         return _apply_parts(rule, weights, layout, coords, state, clock)
+    compiled = fused.move(
+        rule, weights, coords, state, clock, layout.facts, layout.sizes, consume=consume
+    )
+    if compiled is not None:
+        step, signals, state = compiled
+        return layout.finish(rule, step, signals), state
     per_tensor = {key: state[key] for key in rule.keys_per("tensor")}
     per_coordinate = {key: state[key] for key in rule.keys_per("coordinate")}
-    sums = fused.summarize(rule, coords, per_coordinate, layout.sizes)
-    if sums is None:
-        sums = layout.summarize(rule, coords, per_coordinate)
+    sums = layout.summarize(rule, coords, per_coordinate)
     signals, per_tensor = rule.control(sums, layout.facts, per_tensor, clock, weights)
-    moved = fused.update(
-        rule, weights, coords, per_coordinate, signals, layout.sizes, consume=consume
-    )
-    if moved is None:
-        moved = rule.update(coords, per_coordinate, layout.spread(signals), weights)
-    step, per_coordinate = moved
+    step, per_coordinate = rule.update(coords, per_coordinate, layout.spread(signals), weights)
     return layout.finish(rule, step, signals), per_tensor | per_coordinate
 
 

@@ -1,42 +1,44 @@
-// The rule `default` in meta-training: many runs under sets of weights of their own, the tensors of
-// each side by side in one vector.
+// The rule `default` in meta-training: a step of many runs under sets of weights of their own, the
+// tensors of each side by side in one vector.
 #pragma once
+#include "default_control.h"
 #include "default_survey.h"
 #include "default_update.h"
 
 namespace {
 
-inline void lay_out_runs(const DefaultRunsArguments* a, DefaultTensor* tensors) {
+inline void lay_out_runs(const DefaultControlArguments* c, const DefaultRunsArguments* a,
+                         DefaultTensor* tensors) {
   const long n = a->coordinates;
-  for (long r = 0; r < a->rules; r++) {
+  for (long r = 0; r < c->rules; r++) {
     long at = 0;
-    for (long i = 0; i < a->tensors; at += a->sizes[i++], tensors++)
+    for (long i = 0; i < c->tensors; at += a->sizes[i++], tensors++)
       *tensors = {a->grads + r * n + at,
                   (void*)(a->params + r * n + at),
                   a->moments + 2 * r * n + at,
-                  a->cell ? a->cell + 2L * a->hidden * r * n + at : nullptr,
-                  a->steps ? a->steps + r * n + at : nullptr,
+                  a->cell + 2L * c->hidden * r * n + at,
+                  a->steps + r * n + at,
                   a->sizes[i],
                   n};
   }
 }
 
-template <int (*PASS)(const DefaultArguments*)>
-int run_default_runs(const DefaultRunsArguments* a) {
-  const long count = a->rules * a->tensors;
-  DefaultTensor* tensors = (DefaultTensor*)malloc(sizeof(DefaultTensor) * (count + 1));
+inline int run_default_runs(const DefaultControlArguments* c, const DefaultRunsArguments* a) {
+  const long before = HAND + controller_weights(c->units);
+  DefaultTensor* tensors = (DefaultTensor*)malloc(sizeof(DefaultTensor) * (c->rules * c->tensors + 1));
   if (!tensors) return 1;
-  lay_out_runs(a, tensors);
+  lay_out_runs(c, a, tensors);
   DefaultArguments all = {};
-  all.count = count;
-  all.rules = a->rules;
+  all.count = c->rules * c->tensors;
+  all.rules = c->rules;
   all.tensors = tensors;
-  all.weights = a->weights;
-  all.signals = a->signals;
-  all.survey = a->survey;
-  all.hidden = a->hidden;
+  all.weights = c->weights + before;
+  all.weights_stride = before + default_weights(c->hidden);
+  all.signals = c->signals;
+  all.survey = c->survey;
+  all.hidden = c->hidden;
   all.threads = a->threads;
-  const int failed = PASS(&all);
+  const int failed = run_default_survey(&all) || run_default_control(c) || run_default_update(&all);
   free(tensors);
   return failed;
 }

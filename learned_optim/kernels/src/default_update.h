@@ -135,7 +135,7 @@ inline int run_default_update(const DefaultArguments* a) {
   if (!failed) {
     count_default_pieces(a, first);
     for (long r = 0; a->hidden && r < a->rules; r++)
-      weights[r] = pack_default(a->weights + r * size, a->hidden, memory + r * size);
+      weights[r] = pack_default(a->weights + r * a->weights_stride, a->hidden, memory + r * size);
     failed = run_default_pieces(a, {a, first, weights});
   }
   free(memory);

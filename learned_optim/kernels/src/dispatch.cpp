@@ -64,10 +64,11 @@ EXPORT int learned_optim_default_update(int level, const DefaultArguments* a) {
   return find(level)->default_update(a);
 }
 
-EXPORT int learned_optim_default_runs_survey(int level, const DefaultRunsArguments* a) {
-  return find(level)->default_runs_survey(a);
+EXPORT int learned_optim_default_control(int level, const DefaultControlArguments* a) {
+  return find(level)->default_control(a);
 }
 
-EXPORT int learned_optim_default_runs_update(int level, const DefaultRunsArguments* a) {
-  return find(level)->default_runs_update(a);
+EXPORT int learned_optim_default_runs(int level, const DefaultControlArguments* control,
+                                      const DefaultRunsArguments* a) {
+  return find(level)->default_runs(control, a);
 }

@@ -73,22 +73,32 @@ struct DefaultTensor {
 // count / rules tensors in a row. Signals are (rules, M, count / rules). With `guard`, a coordinate
 // whose step is not finite keeps parameter and state.
 struct DefaultArguments {
-  int64_t count, rules;
+  int64_t count, rules, weights_stride;
   const DefaultTensor* tensors;
-  const float *weights, *signals;
-  float* survey;  // (count, 6): whether the gradient is not finite, then the rule's sums
+  const float *weights, *signals;  // of the coordinates' LSTM and head
+  float* survey;                   // (count, 6): is the gradient not finite, then the rule's sums
   float lr, keep;
   int32_t hidden, maximize, guard, param_type, grad_type, cell_type, threads;
 };
 
-// The same for `rules` sets of weights, each with tensors of these sizes side by side: (rules, N)
+// What the rule `default` does once a tensor: from surveys (rules, tensors, 6), facts (4, tensors),
+// steps and horizons (tensors; null: unknown) to signals (rules, M, tensors); origin
+// (rules, 1, tensors) and cell (rules, 2 * units, tensors) in place.
+struct DefaultControlArguments {
+  int64_t rules, tensors;
+  const float *weights, *facts, *step, *total;  // all of the rule's weights, flat
+  float *survey, *origin, *cell, *signals;
+  int32_t units, hidden;
+};
+
+// A step of `rules` sets of weights, each with tensors of these sizes side by side: (rules, N)
 // gradients, parameters and steps, (rules, 2, N) moments, (rules, 2 H, N) cell, all float32.
 struct DefaultRunsArguments {
-  int64_t rules, tensors, coordinates;
   const int64_t* sizes;
-  const float *weights, *signals, *grads, *params;
-  float *moments, *cell, *steps, *survey;
-  int32_t hidden, threads;
+  const float *grads, *params;
+  float *moments, *cell, *steps;
+  int64_t coordinates;
+  int32_t threads;
 };
 
 // One table per instruction set. Functions return 0, or 1 when memory ran out.
@@ -101,6 +111,6 @@ struct Table {
   int (*finite)(const FiniteArguments*);
   int (*default_survey)(const DefaultArguments*);
   int (*default_update)(const DefaultArguments*);
-  int (*default_runs_survey)(const DefaultRunsArguments*);
-  int (*default_runs_update)(const DefaultRunsArguments*);
+  int (*default_control)(const DefaultControlArguments*);
+  int (*default_runs)(const DefaultControlArguments*, const DefaultRunsArguments*);
 };

@@ -1,0 +1,262 @@
+// Once a tensor, the rule `default`'s schedule and controller (`control` of
+// learned_optim/rules/default.py and rules/hand.py; names are theirs). Tensors are the lanes here, a
+// tile of TV of them. Powers of two are cut at 2^-40, far below what moves a float32 parameter.
+#pragma once
+#include <math.h>
+
+#include "default_rule.h"
+#include "default_survey.h"
+
+namespace {
+
+constexpr int TELLS = 11, ADVICE = 4, FACTS = 4;
+constexpr float TINY = 1e-30f, LOUDEST = 2.0f, LN_2 = 0.693147181f;
+
+// The constants of the hand rule, as the caller's flat weights begin.
+struct Hand {
+  float log_step[2], log_floor[2];  // of matrices, of all others
+  float logit_beta1, logit_beta2, log_warmup, log_tau;
+  float power[2];  // horizon unknown and known
+  float blend, log_gain;
+};
+constexpr int HAND = sizeof(Hand) / sizeof(float);
+constexpr float HAND_SCALE = 5.0f;
+
+// Floats of the controller in the caller's flat weights, behind those of the hand rule.
+inline long controller_weights(int units) {
+  return units ? 4L * units * (TELLS + units + 1) + (long)ADVICE * (units + 1) : 0;
+}
+
+inline Hand read_hand(const float* weights) {
+  float values[HAND];
+  for (int i = 0; i < HAND; i++) values[i] = weights[i] * HAND_SCALE;
+  Hand hand;
+  memcpy(&hand, values, sizeof hand);
+  return hand;
+}
+
+INLINE float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }
+INLINE vf vexp(vf x) { return exp2_clamped(x * LOG2_E); }
+INLINE vf vsigmoid(vf x) { return reciprocal(1.0f + vexp(-x)); }
+INLINE vf vroot(vf x) { return x * reciprocal_root(x); }  // of normal positive numbers
+INLINE vf vpower(vf x, float p) { return exp2_clamped(log_normal(x) * (LOG2_E * p)); }
+
+// One vector of tensors.
+struct Means {
+  vf g2, v, m2, gm, theta2;
+};
+
+struct Facts {
+  vf is_matrix, fan_in, fan_out, count;
+};
+
+INLINE vf by_kind(const Facts& facts, const float (&pair)[2]) {
+  return facts.is_matrix * pair[0] + (1.0f - facts.is_matrix) * pair[1];
+}
+
+// The fraction of the horizon that is done: 0 where it is unknown.
+struct Time {
+  vf step, total;
+  bool known;
+
+  INLINE vf done() const { return known ? vmin(step / total, set1(1.0f)) : vf{}; }
+};
+
+INLINE vf hand_length(const Hand& hand, const Facts& facts, const Time& time) {
+  vf warmup = vmin(time.step * expf(-hand.log_warmup), set1(1.0f));
+  vf fall;
+  if (time.known) {
+    vf left = vmax(set1(1.0f), time.total - time.step + 1.0f) / time.total;
+    fall = vpower(vmin(left, set1(1.0f)), fmaxf(hand.power[1], 0.0f));
+  } else {
+    fall = vpower(1.0f + time.step * expf(-hand.log_tau), -fmaxf(hand.power[0], 0.0f));
+  }
+  return vexp(by_kind(facts, hand.log_step)) * warmup * fall;
+}
+
+// What the controller sees: rows of TV, at vector `i` of them.
+INLINE void write_tells(const Means& means, vf mean_v, vf growth, const Facts& facts,
+                        const Time& time, float* x, int i) {
+  vf roots = vroot(means.g2 + TINY) * vroot(means.m2 + TINY), done = time.done();
+  vf tells[TELLS] = {
+      clamp(log_normal((means.g2 + TINY) / (mean_v + TINY)), -6, 6) * (1 / 3.0f),
+      clamp(log_normal((means.m2 + TINY) / (mean_v + TINY)), -8, 8) * 0.25f,
+      means.gm / roots,
+      clamp(log_normal(vmax(set1(TINY), growth)), -4, 4),
+      log_normal(time.step) * 0.2f - 1.0f,
+      done,
+      set1(time.known ? 1.0f : 0.0f),
+      facts.is_matrix,
+      log_normal(facts.fan_in) * 0.2f,
+      log_normal(facts.fan_out) * 0.2f,
+      log_normal(vmax(set1(1e-3f), 1.0f - done)) * (1 / 3.0f),
+  };
+#pragma GCC unroll 16
+  for (int k = 0; k < TELLS; k++) store(x + k * TV + i * W, tells[k]);
+}
+
+// Rows of one tile of tensors, TV floats each.
+struct ControlTile {
+  float* sums;    // DEFAULT_SUMS rows
+  float* facts;   // FACTS rows
+  float *step, *total, *origin;
+  float *cell, *h;  // of the controller: 2 C rows before -> after, C rows of scratch
+  float *x, *advice;
+  float* signals;  // SIGNALS rows
+};
+
+inline ControlTile lay_out_control(int units, Arena& arena) {
+  ControlTile tile;
+  auto rows = [&](long count) { return arena.take<float>(count * TV); };
+  tile.sums = rows(DEFAULT_SUMS);
+  tile.facts = rows(FACTS);
+  tile.step = rows(1);
+  tile.total = rows(1);
+  tile.origin = rows(1);
+  tile.cell = rows(2 * units);
+  tile.h = rows(units);
+  tile.x = rows(TELLS);
+  tile.advice = rows(ADVICE);
+  tile.signals = rows(SIGNALS);
+  return tile;
+}
+
+inline void read_means(const ControlTile& tile, int i, Means* means, Facts* facts) {
+  vf* of_facts[] = {&facts->is_matrix, &facts->fan_in, &facts->fan_out, &facts->count};
+  for (int k = 0; k < FACTS; k++) *of_facts[k] = load(tile.facts + k * TV + i * W);
+  vf* of_means[] = {&means->g2, &means->v, &means->m2, &means->gm, &means->theta2};
+  for (int k = 0; k < DEFAULT_SUMS; k++)
+    *of_means[k] = load(tile.sums + k * TV + i * W) / facts->count;
+}
+
+// The controller's LSTM and head: `x` and `cell` to `advice`.
+inline void advise(int units, const float* packed, const float* head, const ControlTile& tile) {
+  float *h = tile.cell, *c = h + units * (long)TV;
+  Kept out = {tile.h, c, nullptr, nullptr};
+  layer_forward<0, false>(units, TELLS, packed, tile.x, h, c, out);
+  memcpy(h, tile.h, sizeof(float) * units * TV);
+  for (int r = 0; r < ADVICE; r++)
+    for (int i = 0; i < V; i++) {
+      vf sum = set1(head[(long)ADVICE * units + r]);
+      for (int k = 0; k < units; k++) sum += load(h + k * TV + i * W) * head[(long)r * units + k];
+      store(tile.advice + r * TV + i * W, sum);
+    }
+}
+
+// What is the same with and without a controller, before it and after it.
+struct Scales {
+  vf mean_v, scale, rms, correct1, correct2;
+};
+
+INLINE Scales read_scales(const Hand& hand, const Means& means, const Facts& facts,
+                          const Time& time, float* origin) {
+  const float beta1 = logistic(hand.logit_beta1), beta2 = logistic(hand.logit_beta2);
+  Scales s;
+  // beta^t as 2^(t log2 beta), the logarithm in float64: it is close to 0.
+  vf left1 = exp2_clamped(time.step * (float)log2((double)beta1));
+  vf left2 = exp2_clamped(time.step * (float)log2((double)beta2));
+  s.correct1 = 1.0f / vmax(set1(1e-6f), 1.0f - left1);
+  s.correct2 = 1.0f / vmax(set1(1e-6f), 1.0f - left2);
+  s.mean_v = (beta2 * means.v + (1.0f - beta2) * means.g2) * s.correct2;
+  s.rms = vroot(means.theta2 + TINY);
+  vf floor = vexp(by_kind(facts, hand.log_floor)) * reciprocal_root(facts.fan_in);
+  s.scale = vmax(floor, s.rms);
+  store(origin, time.step == set1(1.0f) ? s.scale : load(origin));
+  return s;
+}
+
+INLINE void write_signals(const Hand& hand, const Facts& facts, const Time& time, const Scales& s,
+                          const float* advice, float* to) {
+  vf per_root = reciprocal_root(vmax(set1(TINY), s.mean_v));
+  vf louder = load(advice), more_blend = load(advice + TV);
+  vf signals[SIGNALS] = {
+      set1(logistic(hand.logit_beta1)),
+      set1(logistic(hand.logit_beta2)),
+      per_root,
+      s.correct1 * per_root,
+      s.correct2 * per_root * per_root,
+      1.0f / s.rms,
+      hand_length(hand, facts, time) * s.scale * vexp(LOUDEST * tanh(louder)),
+      vsigmoid(hand.blend + more_blend),
+      set1(expf(hand.log_gain)),
+      tanh(load(advice + 2 * TV)),
+      tanh(load(advice + 3 * TV)),
+  };
+#pragma GCC unroll 16
+  for (int k = 0; k < SIGNALS; k++) store(to + k * TV, signals[k]);
+}
+
+// The whole tile: reads sums, facts, times, origin and cell; leaves origin, cell and signals.
+inline void control_tile(const float* weights, const float* packed, int units, bool known,
+                         const ControlTile& tile) {
+  const Hand hand = read_hand(weights);
+  Means means;
+  Facts facts;
+  Scales scales[V];
+  auto time = [&](int i) -> Time { return {load(tile.step + i * W), load(tile.total + i * W), known}; };
+  for (int i = 0; i < V; i++) {
+    read_means(tile, i, &means, &facts);
+    scales[i] = read_scales(hand, means, facts, time(i), tile.origin + i * W);
+    vf growth = scales[i].scale / vmax(set1(TINY), load(tile.origin + i * W));
+    write_tells(means, scales[i].mean_v, growth, facts, time(i), tile.x, i);
+  }
+  memset(tile.advice, 0, sizeof(float) * ADVICE * TV);
+  const float* head = weights + HAND + 4L * units * (TELLS + units + 1);
+  if (units) advise(units, packed, head, tile);
+  for (int i = 0; i < V; i++) {
+    read_means(tile, i, &means, &facts);
+    write_signals(hand, facts, time(i), scales[i], tile.advice + i * W, tile.signals + i * W);
+  }
+}
+
+struct Control {
+  const DefaultControlArguments* a;
+  long set;  // floats of one set of weights
+};
+
+inline long packed_controller(int units) { return 4L * units * (TELLS + units + 1); }
+
+// One tile of one rule's tensors.
+inline void control_chunk(void* context, long index, void* memory) {
+  const Control& job = *(const Control*)context;
+  const DefaultControlArguments& a = *job.a;
+  const long n = a.tensors, tiles = (n + TV - 1) / TV;
+  const long rule = index / tiles, first = index % tiles * TV;
+  const int valid = n - first < TV ? (int)(n - first) : TV;
+  Arena arena = {(char*)memory};
+  const ControlTile tile = lay_out_control(a.units, arena);
+  float* packed = arena.take<float>(packed_controller(a.units));
+  const float* weights = a.weights + rule * job.set;
+  if (a.units) pack_forward(weights + HAND, a.units, TELLS, packed);
+  for (int r = 0; r < DEFAULT_SUMS; r++)
+    for (int i = 0; i < TV; i++) {
+      const long tensor = rule * n + first + (i < valid ? i : 0);
+      tile.sums[r * TV + i] = a.survey[tensor * SURVEY + 1 + r];
+    }
+  gather_rows(a.facts + first, n, FACTS, valid, tile.facts);
+  gather_rows(a.step + first, n, 1, valid, tile.step);
+  if (a.total) gather_rows(a.total + first, n, 1, valid, tile.total);
+  for (int i = valid; i < TV; i++) {  // lanes of no tensor
+    for (int r = 0; r < FACTS; r++) tile.facts[r * TV + i] = 1;
+    tile.step[i] = tile.total[i] = 1;
+  }
+  float* origin = a.origin + rule * n + first;
+  float* cell = a.cell + 2L * a.units * rule * n + first;
+  gather_rows(origin, n, 1, valid, tile.origin);
+  gather_rows(cell, n, 2 * a.units, valid, tile.cell);
+  control_tile(weights, packed, a.units, a.total != nullptr, tile);
+  scatter_rows(tile.origin, n, 1, valid, origin);
+  scatter_rows(tile.cell, n, 2 * a.units, valid, cell);
+  scatter_rows(tile.signals, n, SIGNALS, valid, a.signals + rule * SIGNALS * n + first);
+}
+
+inline int run_default_control(const DefaultControlArguments* a) {
+  Arena measure = {nullptr};
+  lay_out_control(a->units, measure);
+  measure.take<float>(packed_controller(a->units));
+  Control job = {a, HAND + controller_weights(a->units) + default_weights(a->hidden)};
+  Job work = {control_chunk, &job, a->rules * ((a->tensors + TV - 1) / TV), measure.used};
+  return run(work, 1);
+}
+
+}  // namespace
