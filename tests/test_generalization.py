@@ -337,6 +337,7 @@ def test_a_run_that_is_not_finite_counts_as_diverged():
     facts = judge(records, "ours")
     assert (facts["not_finite"], facts["late_rises"]) == (1, 1)
     assert math.isinf(facts["worst_rise"])
+    assert facts["late_rises_of"] == {"adam": 0}
 
 
 def test_the_picture_is_drawn_with_what_there_is(tmp_path):

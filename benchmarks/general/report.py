@@ -37,7 +37,8 @@ def summary_lines(judged: Mapping[str, Mapping[str, Any]]) -> list[str]:
         )
         lines.append(
             f"  of {facts['runs']} runs {facts['late_rises']} rise late (worst "
-            f"{facts['worst_rise']:.3g}), {facts['not_finite']} are not finite"
+            f"{facts['worst_rise']:.3g}), {facts['not_finite']} are not finite; late rises of "
+            + ", ".join(f"{label(name)}: {count}" for name, count in facts["late_rises_of"].items())
         )
     return lines
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.general.grids import METHODS
 from benchmarks.general.store import LABELS, TOLD, Entry, Record
 from benchmarks.general.training import FLOOR
 from benchmarks.statistics import summary
@@ -73,7 +74,6 @@ def judge(records: Mapping[str, Record], key: str) -> dict[str, Any]:
     names = set.intersection(*(set(record["entries"]) for record in records.values()))
     rivals = [name + told if name in ("hand", "random") else name for name in LABELS]
     rivals = [name for name in rivals if name in names and name != key]
-    rises = [rise for record in records.values() for rise in record["entries"][key]["rise"]]
     shares = torch.tensor([share for record in records.values() for share in speed(record, key)])
     return {
         "versus": {name: versus(records, key, name) for name in rivals},
@@ -82,6 +82,18 @@ def judge(records: Mapping[str, Record], key: str) -> dict[str, Any]:
             "median_share": float(shares.median()),
             "reached": float(shares.isfinite().double().mean()),
         },
+        **late_rises(records, key),
+        # For scale: minibatches alone lift a window above the lowest, where losses are small.
+        "late_rises_of": {
+            name: late_rises(records, name)["late_rises"] for name in rivals if name in METHODS
+        },
+    }
+
+
+def late_rises(records: Mapping[str, Record], key: str) -> dict[str, Any]:
+    """Runs, those that are not finite, those that rise late, and the largest rise."""
+    rises = [rise for record in records.values() for rise in record["entries"][key]["rise"]]
+    return {
         "runs": len(rises),
         "not_finite": sum(rise is None for rise in rises),
         "late_rises": sum(rise is None or rise > RISE for rise in rises),
