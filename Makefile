@@ -1,7 +1,8 @@
 # Everything runs in a virtual environment inside the clone; nothing is installed elsewhere.
 #   make demo    a network trained by LearnedOptimizer beside Adam, a table and a picture in demo/
 #   make test    the whole test suite
-# Variables: PYTHON (>= 3.10), VENV, TORCH, DEMO_ARGS, PYTEST_ARGS.
+#   make docs    the documentation, in build/docs/index.html
+# Variables: PYTHON (>= 3.10), VENV, TORCH, DEMO_ARGS, DOCS_ARGS, PYTEST_ARGS.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,13 +10,14 @@ VENV ?= .venv
 # torch >= 2.4 will do: make test TORCH=torch==2.4.1
 TORCH ?= torch==2.13.0
 DEMO_ARGS ?=
+DOCS_ARGS ?=
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := learned_optim benchmarks examples tests
+SOURCES := learned_optim benchmarks docs examples tests
 
-.PHONY: demo test lint format results readme clean
+.PHONY: demo test lint format docs results readme clean
 
 demo: $(VENV)/.demo
 	$(BIN)/learned-optim demo $(DEMO_ARGS)
@@ -31,6 +33,11 @@ lint: $(VENV)/.lint
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+# Warnings are errors; DOCS_ARGS=--browser looks at every page in headless Chromium too.
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
+	$(BIN)/python docs/check.py build/docs $(DOCS_ARGS)
 
 # Run every benchmark again, and rewrite the README's tables. Hours; needs MNIST.
 results: $(VENV)/.dev
@@ -71,6 +78,10 @@ $(VENV)/.demo: $(VENV)/.torch $(PACKAGE)
 
 $(VENV)/.dev: $(VENV)/.torch $(PACKAGE)
 	$(PIP) install --quiet -e ".[dev]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.torch $(PACKAGE)
+	$(PIP) install --quiet -e ".[docs]"
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.torch $(PACKAGE)

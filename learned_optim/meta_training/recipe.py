@@ -34,6 +34,8 @@ else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 T = TypeVar("T")
+# TOML has infinities, NaN and integers of any length; all of them would surprise later.
+_LARGEST = 1e300
 SCORES = ("loss", "log_adam")
 
 
@@ -244,59 +246,60 @@ def parse_recipe(table: Mapping[str, Any]) -> Recipe:
         "meta_loss": META_LOSSES,
         "horizon": HORIZONS,
     }
-    values: dict[str, Any] = dict(table)
-    for key in (*registries, *_TABLES):
-        _check_table(key, values.get(key, {}))
+    values = _table("recipe", table)
     for key, registry in registries.items():
         if key in values:
             values[key] = _build_named(key, registry, values[key])
-    if "teacher" in values.get("imitation", {}):
-        _check_table("imitation teacher", values["imitation"]["teacher"])
-        teacher = _build_named("imitation teacher", RULES, values["imitation"]["teacher"])
-        values["imitation"] = {**values["imitation"], "teacher": teacher}
+    imitation = _table("imitation", values.get("imitation", {}))
+    if "teacher" in imitation:
+        teacher = _build_named("imitation teacher", RULES, imitation["teacher"])
+        values["imitation"] = {**imitation, "teacher": teacher}
     for key, cls in _TABLES.items():
         if key in values:
             values[key] = build(key, cls, values[key])
     if "tasks" in values:
-        entries = values["tasks"]
-        if not isinstance(entries, list | tuple):
-            raise RecipeError(f"[tasks] must be a list of tables, [[tasks]], but is {entries!r}")
-        for entry in entries:
-            _check_table("tasks", entry)
-        values["tasks"] = tuple(_build_task(entry) for entry in entries)
+        values["tasks"] = tuple(_build_task(entry) for entry in _tables("tasks", values["tasks"]))
     return build("recipe", Recipe, values)
 
 
-def _check_table(where: str, value: Any) -> None:  # noqa: ANN401
+def _table(where: str, value: object) -> dict[str, Any]:
+    """A copy of a table of the recipe."""
     if not isinstance(value, Mapping):
         raise RecipeError(f"[{where}] must be a table but is {value!r}")
+    return dict(value)
 
 
-def _build_task(entry: Mapping[str, Any]) -> TaskEntry:
-    values = dict(entry)
+def _tables(where: str, value: object) -> list[dict[str, Any]]:
+    """A list of tables, as [[where]] gives it."""
+    if not isinstance(value, list | tuple) or not all(isinstance(one, Mapping) for one in value):
+        raise RecipeError(f"[[{where}]] must be a list of tables but is {value!r}")
+    return [dict(one) for one in value]
+
+
+def _build_task(values: dict[str, Any]) -> TaskEntry:
     own = {f.name for f in dataclasses.fields(TaskEntry)} - {"family"}
     taken = {key: values.pop(key) for key in own & set(values)}
     if "family" not in values:
         raise RecipeError("each [[tasks]] needs `family`")
     values["name"] = values.pop("family")
-    augmentations = values.pop("augment", [])
+    augmentations = _tables("tasks augment", values.pop("augment", []))
     family: TaskFamily = _build_named("tasks", TASK_FAMILIES, values)
     for table in augmentations:
-        _check_table("tasks augment", table)
         family = _build_named("tasks augment", AUGMENTATIONS, {**table, "family": family})
     return build("tasks", TaskEntry, {"family": family, **taken})
 
 
-def _build_named(where: str, registry: Mapping[str, type[T]], table: Mapping[str, Any]) -> T:
-    values = dict(table)
+def _build_named(where: str, registry: Mapping[str, type[T]], table: object) -> T:
+    values = _table(where, table)
     name = values.pop("name", None)
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise RecipeError(f"[{where}] name = {name!r} is unknown{_nearest(str(name), registry)}")
     return build(f"{where} {name}", registry[name], values)
 
 
-def build(where: str, cls: type[T], values: Mapping[str, Any]) -> T:
+def build(where: str, cls: type[T], table: object) -> T:
     """Construct a dataclass from a table, refusing unknown keys with the nearest known one."""
+    values = _table(where, table)
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key, value in values.items():
         if key not in known:
@@ -315,6 +318,8 @@ def _check_type(where: str, known: dataclasses.Field[Any], value: Any) -> None: 
         return
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         raise RecipeError(f"[{where}] {known.name} must be of type {known.type} but is {value!r}")
+    if float in types and not -_LARGEST < value < _LARGEST:
+        raise RecipeError(f"[{where}] {known.name} must be a finite number but is {value!r}")
 
 
 def _nearest(key: str, known: Mapping[str, Any]) -> str:
