@@ -86,6 +86,8 @@ def read(site: Path) -> dict[Path, Page]:
 def broken(site: Path) -> list[str]:
     """A line for each link that leads nowhere and for each thing loaded from elsewhere."""
     pages, problems = read(site.resolve()), []
+    if not pages:
+        problems.append(f"{site} has no page")
     for path, page in pages.items():
         name = path.relative_to(site.resolve())
         for target in [*page.links, *page.loads]:
