@@ -272,7 +272,7 @@ def _table(where: str, value: object) -> dict[str, Any]:
 def _tables(where: str, value: object) -> list[dict[str, Any]]:
     """A list of tables, as [[where]] gives it."""
     if not isinstance(value, list | tuple) or not all(isinstance(one, Mapping) for one in value):
-        raise RecipeError(f"[[{where}]] must be a list of tables but is {value!r}")
+        raise RecipeError(f"[{where}] must be a list of tables, [[{where}]], but is {value!r}")
     return [dict(one) for one in value]
 
 
