@@ -30,6 +30,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     importlib.util.find_spec("triton") is None or sys.platform != "linux",
     reason="triton is not installed: pip install triton (Linux)",
 )
+@pytest.mark.slow
 def test_no_kernel_spills_or_computes_in_float64(tmp_path):
     names = [
         "l2l (2, 20), float32 state",
