@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim import LearnedOptimizer, kernels
-from learned_optim.rules import L2L
+from learned_optim.rules import L2L, Default, UpdateRule
 from learned_optim.weights import in_memory
 
 SIZES = [(2, 20), (1, 8), (1, 4)]  # layers, hidden units
@@ -85,9 +85,8 @@ def _hand_written(kind: Callable[..., torch.optim.Optimizer], **options: bool): 
     return make
 
 
-def _learned(size: tuple[int, int], fused: bool):  # noqa: ANN202
+def _learned(rule: UpdateRule, fused: bool):  # noqa: ANN202
     def make(params: list[nn.Parameter]) -> tuple[Callable[[], object], int]:
-        rule = L2L(layers=size[0], hidden=size[1])
         weights = rule.init_weights(torch.Generator().manual_seed(0))
         optimizer = LearnedOptimizer(params, in_memory(rule, weights, name="timed"), fused=fused)
         optimizer.step()
@@ -159,11 +158,17 @@ def contenders() -> list[Contender]:
         Contender("AdamW fused", None, _hand_written(torch.optim.AdamW, fused=True)),
     ]
     for size in SIZES:
-        fused = Contender("C++", size, _learned(size, fused=True))
+        rule = L2L(layers=size[0], hidden=size[1])
+        fused = Contender("C++", size, _learned(rule, fused=True))
         found += [fused, replace(fused, name="C++, AVX2", isa="avx2")]
         if size[0] == 1:
             found.append(Contender("C++ kernel alone, float16 state", size, _half_state(size)))
-        found.append(Contender("torch blocks", size, _learned(size, fused=False)))
+        found.append(Contender("torch blocks", size, _learned(rule, fused=False)))
         if size != (1, 4):
             found.append(Contender("naive nn.LSTMCell", size, _naive(size), large=False))
+    for hidden in (8, 4):
+        for matrix in (False, True):
+            name = "C++ default" + (", matrix stage" if matrix else "")
+            rule = Default(hidden=hidden, matrix=matrix)
+            found.append(Contender(name, (1, hidden), _learned(rule, fused=True)))
     return found

@@ -29,7 +29,7 @@ from learned_optim.backends import (
 )
 from learned_optim.hub import load_rule
 from learned_optim.options import check_options
-from learned_optim.rules import UpdateRule, Weights, compute_dtype
+from learned_optim.rules import Weights, compute_dtype
 from learned_optim.weights import LoadedRule
 
 DEFAULT_RULE = "default"
@@ -227,7 +227,8 @@ class LearnedOptimizer(Optimizer):
         self, group: dict[str, Any], params: list[Tensor]
     ) -> tuple[Batch, list[Tensor], Backend]:
         rule = self._rule_of(group).rule
-        slots = [self._slot(param, rule) for param in params]
+        keys = tuple(rule.state_spec)
+        slots = [self._slot(param, keys) for param in params]
         device, dtype = slots[0].param.device, slots[0].param.dtype
         lr, compute = group["lr"], compute_dtype(dtype)
         if isinstance(lr, Tensor):
@@ -268,10 +269,10 @@ class LearnedOptimizer(Optimizer):
                     whole = rule.state_spec[key].per == "tensor"
                     state[key] = value if whole else shards.wrap_rows(value, param)
 
-    def _slot(self, param: Tensor, rule: UpdateRule) -> Slot:
-        """The local tensors of a parameter."""
+    def _slot(self, param: Tensor, keys: tuple[str, ...]) -> Slot:
+        """The local tensors of a parameter, and of its state under these names."""
         state, local = self.state[param], shards.to_local(param)
-        entries = {key: shards.to_local(state[key]) for key in rule.state_spec}
+        entries = {key: shards.to_local(state[key]) for key in keys}
         grad, shape = shards.local_grad(param), shards.real_shape(param)
         return Slot(local, grad, entries, state["step"], shape, shards.parts_of(param))
 

@@ -18,6 +18,9 @@ Cut = tuple[Any, tuple[int, ...]]
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether it is a DTensor."""
+    # Misses of hasattr are slow, and a step asks for every tensor of every parameter.
+    if type(tensor) in (Tensor, torch.nn.Parameter):
+        return False
     return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
 
 

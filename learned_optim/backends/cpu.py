@@ -1,8 +1,9 @@
-"""The rule `l2l` on the CPU: features, cells, head and update in one pass over the memory.
+"""The rules `l2l` and `default` on the CPU: features, cells, head and update in one pass.
 
-Every coordinate is read and written once; temporaries are a few hundred KiB a thread, whatever the
-size of the parameters. Computes what the eager reference computes, but for rounding: activations
-are good to 4e-7 (see tests/test_backends_cpu.py).
+Every coordinate is read and written once (`default`: read once more, for its sums); temporaries
+are a few hundred KiB a thread, whatever the size of the parameters, and what the matrix stage
+takes. Computes what the eager reference computes, but for rounding: activations are good to 4e-7
+(see tests/test_cpu_backend.py and tests/test_cpu_default.py).
 """
 
 from __future__ import annotations
@@ -13,16 +14,13 @@ import torch
 from torch import Tensor
 
 from learned_optim import kernels
+from learned_optim.backends import cpu_default
 from learned_optim.backends.base import Backend, Batch, plain
+from learned_optim.backends.cpu_default import readable
 from learned_optim.backends.eager import Eager
 from learned_optim.kernels.checks import MAX_HIDDEN, MAX_LAYERS, STORAGE
-from learned_optim.rules import UpdateRule
+from learned_optim.rules import Default, UpdateRule
 from learned_optim.rules.l2l import L2L
-
-
-def readable(grad: Tensor) -> Tensor:
-    """The gradient in row-major memory that holds its very values; itself where it does."""
-    return grad.contiguous().resolve_neg()
 
 
 class Cpu(Backend):
@@ -35,13 +33,13 @@ class Cpu(Backend):
 
     @staticmethod
     def supports(rule: UpdateRule, device: torch.device, dtype: torch.dtype) -> str | None:
-        """LSTM cells of `l2l` on float32, bfloat16 and float16 parameters."""
+        """`default`, and `l2l` with LSTM cells, on float32, bfloat16 and float16 parameters."""
         if device.type != "cpu":
             return f"it runs on the CPU, not on {device.type}"
-        if type(rule) is not L2L or rule.cell != "lstm":
-            return "it knows the rule 'l2l' with cell 'lstm' alone"
-        if rule.layers > MAX_LAYERS or rule.hidden > MAX_HIDDEN:
+        if type(rule) is L2L and (rule.layers > MAX_LAYERS or rule.hidden > MAX_HIDDEN):
             return f"it has at most {MAX_LAYERS} layers of {MAX_HIDDEN}"
+        if type(rule) is not Default and (type(rule) is not L2L or rule.cell != "lstm"):
+            return "it knows the rules 'default' and 'l2l' with cell 'lstm' alone"
         if dtype not in STORAGE:
             return f"it has no {dtype}"
         if torch.compiler.is_compiling():
@@ -55,18 +53,29 @@ class Cpu(Backend):
         found = kernels.not_finite([slot.grad.contiguous() for slot in batch.slots])
         return found.unsqueeze(1).to(batch.compute_dtype)
 
+    def survey(self, batch: Batch) -> Tensor:
+        """See `Backend.survey`; of `default` in one pass."""
+        if type(batch.rule) is Default and all(plain(slot) for slot in batch.slots):
+            return cpu_default.survey(batch)
+        return super().survey(batch)
+
     def sums(self, batch: Batch) -> Tensor:
-        """See `Backend.sums`; the rule has none."""
+        """See `Backend.sums`."""
         return self._eager.sums(batch)
 
     def move(self, batch: Batch, signals: Tensor, finite: Tensor | None) -> None:
         """See `Backend.move`."""
         rule = batch.rule
-        if not isinstance(rule, L2L):
-            raise TypeError(f"the cpu backend moves the rule 'l2l' but was given {rule.name!r}")
         if not all(plain(slot) for slot in batch.slots):
             self._eager.move(batch, signals, finite)
-            return
+        elif isinstance(rule, Default):
+            cpu_default.move(rule, batch, signals, finite)
+        elif isinstance(rule, L2L):
+            self._move_l2l(rule, batch, finite)
+        else:
+            raise TypeError(f"the cpu backend does not know the rule {rule.name!r}")
+
+    def _move_l2l(self, rule: L2L, batch: Batch, finite: Tensor | None) -> None:
         slots = batch.slots
         if finite is not None:
             slots = [slot for slot, good in zip(slots, finite.tolist(), strict=True) if good]

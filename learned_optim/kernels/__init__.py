@@ -12,6 +12,7 @@ from learned_optim.kernels.default_runs import (
     default_step_,
     default_weight_count,
 )
+from learned_optim.kernels.default_update import default_survey, default_update_
 from learned_optim.kernels.lstm import lstm_bptt, lstm_step_, lstm_vjp
 from learned_optim.kernels.native import Unavailable, why_not
 from learned_optim.kernels.update import lstm_update_, not_finite
@@ -27,6 +28,8 @@ __all__ = [
     "Unavailable",
     "available",
     "default_step_",
+    "default_survey",
+    "default_update_",
     "default_weight_count",
     "lstm_bptt",
     "lstm_step_",

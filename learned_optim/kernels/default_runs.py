@@ -22,10 +22,10 @@ MAX_UNITS, MAX_HIDDEN = 128, 64
 
 def default_weight_count(units: int, hidden: int) -> int:
     """Length of the flat weights: the hand rule's, the controller's, the coordinates'."""
-    return HAND + _level(TELLS, units, ADVICE) + _level(INPUTS, hidden, BENDS)
+    return HAND + level_count(TELLS, units, ADVICE) + level_count(INPUTS, hidden, BENDS)
 
 
-def _level(inputs: int, units: int, outputs: int) -> int:
+def level_count(inputs: int, units: int, outputs: int) -> int:
     """An LSTM and its head; none where it has no units."""
     return 4 * units * (inputs + units + 1) + outputs * (units + 1) if units else 0
 

@@ -1,6 +1,6 @@
 // Once a tensor, the rule `default`'s schedule and controller (`control` of
-// learned_optim/rules/default.py and rules/hand.py; names are theirs). Tensors are the lanes here, a
-// tile of TV of them. Powers of two are cut at 2^-40, far below what moves a float32 parameter.
+// learned_optim/rules/default.py and rules/hand.py; names are theirs). Tensors are the lanes here,
+// a tile of TV of them. Powers of two are cut at 2^-40, far below what moves a float32 parameter.
 #pragma once
 #include <math.h>
 
@@ -193,7 +193,9 @@ inline void control_tile(const float* weights, const float* packed, int units, b
   Means means;
   Facts facts;
   Scales scales[V];
-  auto time = [&](int i) -> Time { return {load(tile.step + i * W), load(tile.total + i * W), known}; };
+  auto time = [&](int i) -> Time {
+    return {load(tile.step + i * W), load(tile.total + i * W), known};
+  };
   for (int i = 0; i < V; i++) {
     read_means(tile, i, &means, &facts);
     scales[i] = read_scales(hand, means, facts, time(i), tile.origin + i * W);

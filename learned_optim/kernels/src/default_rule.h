@@ -36,7 +36,8 @@ inline long default_head_weights(int hidden) { return (1 + hidden) * (long)DEFAU
 // Floats of one set, the caller's and packed alike.
 inline long default_weights(int hidden) {
   if (!hidden) return 0;
-  return default_forward_weights(hidden) + 4L * DEFAULT_SAYS * hidden + default_head_weights(hidden);
+  const long says = 4L * DEFAULT_SAYS * hidden;
+  return default_forward_weights(hidden) + says + default_head_weights(hidden);
 }
 
 // From the caller's w_ih (4H, 6), w_hh (4H, H), b (4H), head (3, H), its bias (3).
@@ -63,8 +64,9 @@ inline DefaultWeights pack_default(const float* w, int hidden, float* memory) {
     position += 4 * units;
   }
   for (int r = 0; r < DEFAULT_BENDS; r++) {
-    bends[r] = head[(long)DEFAULT_BENDS * hidden + r];
-    for (int k = 0; k < hidden; k++) bends[(1 + k) * DEFAULT_BENDS + r] = head[(long)r * hidden + k];
+    float* column = bends + r;
+    *column = head[(long)DEFAULT_BENDS * hidden + r];
+    for (int k = 0; k < hidden; k++) column[(1 + k) * DEFAULT_BENDS] = head[(long)r * hidden + k];
   }
   return {forward, says, bends};
 }

@@ -24,12 +24,12 @@ inline void lay_out_runs(const DefaultControlArguments* c, const DefaultRunsArgu
 }
 
 inline int run_default_runs(const DefaultControlArguments* c, const DefaultRunsArguments* a) {
-  const long before = HAND + controller_weights(c->units);
-  DefaultTensor* tensors = (DefaultTensor*)malloc(sizeof(DefaultTensor) * (c->rules * c->tensors + 1));
+  const long before = HAND + controller_weights(c->units), count = c->rules * c->tensors;
+  DefaultTensor* tensors = (DefaultTensor*)malloc(sizeof(DefaultTensor) * (count + 1));
   if (!tensors) return 1;
   lay_out_runs(c, a, tensors);
   DefaultArguments all = {};
-  all.count = c->rules * c->tensors;
+  all.count = count;
   all.rules = c->rules;
   all.tensors = tensors;
   all.weights = c->weights + before;

@@ -1,0 +1,207 @@
+"""The rule `default` on the C++ backend against the eager reference.
+
+Expected rounding: signals differ by 2e-6 of their size and activations by 4e-7, so a step by under
+1e-5 of its own largest size; 30 times that where the matrix stage follows, whose iterations amplify
+small singular values. The float16 cell and bfloat16 parameters may round to the neighbour.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+from learned_optim import kernels
+from learned_optim.backends import Backend, Batch, Eager, Slot, advance, choose, cpu_default, survey
+from learned_optim.backends.cpu import Cpu
+from learned_optim.kernels import build, native
+from learned_optim.rules import Default
+
+CPU = torch.device("cpu")
+SIZES = [(0,), (), (1,), (3,), (63,), (64,), (65,), (5, 13), (2, 0, 3), (2049,), (3, 2, 2, 2)]
+RULES = [
+    Default(),
+    Default(matrix=False),
+    Default(hidden=8, matrix=False),
+    Default(hidden=0, controller=0),
+    Default(hidden=5),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _built():
+    if not kernels.available():
+        try:
+            build.build()
+        except build.BuildError as problem:
+            pytest.skip(str(problem))
+        native._load.cache_clear()
+
+
+@pytest.fixture(params=native.LEVELS)
+def level(request, monkeypatch):
+    if native.LEVELS.index(request.param) > native.best_level():
+        pytest.skip(f"this machine has no {request.param}")
+    monkeypatch.setenv("LEARNED_OPTIM_ISA", request.param)
+    return request.param
+
+
+def make(rule, sizes=SIZES, dtype=torch.float32, **options) -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    slots = []
+    for shape in sizes:
+        param, grad = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+        slots.append(Slot(param, grad, rule.init_state(param), torch.tensor(0.0), shape))
+    weights = {
+        key: value
+        if key.startswith("hand.")
+        else value + 0.3 * torch.randn(value.shape, generator=generator)
+        for key, value in rule.init_weights(generator).items()
+    }
+    settings = {"lr": 0.7, "decay": 0.01, "maximize": False, "total_steps": None} | options
+    return Batch(rule, weights, slots, device=CPU, compute_dtype=torch.float32, **settings)
+
+
+@torch.no_grad()
+def run(backend: Backend, batch: Batch, steps: int = 3, finite=None) -> Batch:
+    """Some steps on gradients that are the same for all backends."""
+    moved = copy.deepcopy(batch)
+    generator = torch.Generator().manual_seed(7)
+    for _ in range(steps):
+        rows = survey(moved, backend)
+        backend.move(moved, advance(moved, rows[:, 1:], finite), finite)
+        for slot in moved.slots:
+            noise = torch.randn(slot.grad.shape, generator=generator)
+            slot.grad = (noise * 10 ** (-4 * torch.rand((), generator=generator))).to(slot.grad)
+    return moved
+
+
+def assert_alike(got: Batch, wanted: Batch, tolerance: float = 1e-5) -> None:
+    for ours, theirs in zip(got.slots, wanted.slots, strict=True):
+        dtype = ours.param.dtype
+        eps = torch.finfo(dtype).eps if dtype != torch.float32 else 0.0
+        # Steps are fractions of the parameters' size, about 1 here.
+        loose = 30 * tolerance if got.rule.finishes(ours.shape) else tolerance
+        torch.testing.assert_close(
+            ours.param, theirs.param, atol=loose, rtol=2 * eps, equal_nan=True
+        )
+        for key, value in theirs.state.items():
+            half = torch.finfo(value.dtype).eps if value.dtype != torch.float32 else 0.0
+            torch.testing.assert_close(
+                ours.state[key].float(),
+                value.float(),
+                atol=tolerance + half,
+                rtol=tolerance + 2 * half,
+                equal_nan=True,
+            )
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_three_steps_equal_eager(level, rule, dtype):
+    batch = make(rule, dtype=dtype)
+    assert_alike(run(Cpu(), batch), run(Eager(), batch))
+
+
+@pytest.mark.parametrize(
+    "options", [{"maximize": True}, {"lr": torch.tensor(0.3)}, {"lr": 0.0}, {"total_steps": 2}]
+)
+def test_the_groups_settings_are_followed(options):
+    batch = make(RULES[0], [(65,), (6, 7)], **options)
+    moved = run(Cpu(), batch)
+    assert_alike(moved, run(Eager(), batch))
+    assert torch.equal(moved.slots[0].param, batch.slots[0].param) == (options.get("lr") == 0.0)
+
+
+def test_a_large_odd_tensor_equals_eager():
+    batch = make(RULES[1], [(1_000_001,)])
+    assert_alike(run(Cpu(), batch, 2), run(Eager(), batch, 2))
+
+
+def test_a_thousand_steps_stay_beside_eager():
+    batch = make(Default(matrix=False), [(37,), (5, 7)], lr=1.0)
+    assert_alike(run(Cpu(), batch, 1000), run(Eager(), batch, 1000), tolerance=5e-3)
+
+
+def test_matrices_in_several_groups_equal_eager(monkeypatch):
+    batch = make(RULES[0], [(6, 7), (5,), (30, 20), (4, 4), (8,), (9, 3)])
+    expected = run(Eager(), batch)
+    monkeypatch.setattr(cpu_default, "WAITING", 50)
+    assert [*cpu_default._groups(RULES[0], batch)] == [[0, 1], [2], [3, 4, 5]]
+    assert_alike(run(Cpu(), batch), expected)
+
+
+def test_a_tensor_that_sits_out_is_untouched():
+    batch = make(RULES[0], [(5,), (6, 7), (7,), (3, 4)])
+    finite = torch.tensor([True, False, False, True])
+    moved = run(Cpu(), batch, 1, finite)
+    assert_alike(moved, run(Eager(), batch, 1, finite))
+    for index in (1, 2):
+        assert torch.equal(moved.slots[index].param, batch.slots[index].param)
+        assert not moved.slots[index].state["moments"].any()
+    assert not torch.equal(moved.slots[3].param, batch.slots[3].param)
+
+
+def test_a_coordinate_whose_step_is_not_finite_keeps_parameter_and_state(level):
+    batch = make(RULES[1], [(700,)])
+    batch.slots[0].state["cell"][3, 600] = math.nan
+    moved = run(Cpu(), batch, 1)
+    assert_alike(moved, run(Eager(), batch, 1))
+    assert moved.slots[0].param[600] == batch.slots[0].param[600]
+    assert not moved.slots[0].state["moments"][:, 600].any()
+    assert moved.slots[0].state["moments"][:, 601].all()
+
+
+def test_transposed_and_strided_tensors_equal_eager():
+    batch = make(RULES[0], [(6, 8), (6, 8), (6, 8)])
+    batch.slots[0].param = batch.slots[0].param.t().contiguous().t()
+    batch.slots[1].grad = torch.randn(12, 16)[::2, ::2]
+    batch.slots[2].param = torch.randn(12, 8)[::2]
+    moved = run(Cpu(), batch)
+    assert_alike(moved, run(Eager(), batch))
+    assert moved.slots[0].param.stride() == (1, 6)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_the_survey_tells_which_gradients_are_not_finite(level, value):
+    batch = make(RULES[0], [(0,), (), (70,), (2, 33), (5000,)])
+    ours, theirs = survey(batch, Cpu()), survey(batch, Eager())
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    batch.slots[2].grad[69] = value
+    batch.slots[4].grad[4999] = value
+    assert survey(batch, Cpu())[:, 0].tolist() == [0, 0, 1, 0, 1]
+
+
+def test_autograd_notices_that_the_parameter_changed():
+    batch = make(RULES[1], [(4,)])
+    param = batch.slots[0].param.requires_grad_()
+    loss = (param * param).sum()
+    with torch.no_grad():
+        Cpu().move(batch, advance(batch, survey(batch, Cpu())[:, 1:], None), None)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_choose_takes_it_where_it_can():
+    assert choose(Default(), CPU, torch.float32, True) is Cpu
+    assert choose(Default(), CPU, torch.bfloat16, None) is Cpu
+    assert choose(Default(), CPU, torch.float64, None) is Eager
+
+
+def test_cells_of_another_size_are_refused():
+    with pytest.raises(ValueError, match=r"cells\[0\] must have 40 elements but has 15"):
+        kernels.default_update_(
+            [torch.zeros(5)],
+            [torch.zeros(5)],
+            [torch.zeros(2, 5)],
+            [torch.zeros(3, 5)],
+            [None],
+            torch.zeros(11, 1),
+            torch.zeros(kernels.default_weight_count(3, 4)),
+            units=3,
+            hidden=4,
+        )
+    with pytest.raises(ValueError, match="moments must be float32"):
+        kernels.default_survey([torch.zeros(5)], [torch.zeros(5)], [torch.zeros(2, 5).half()])
