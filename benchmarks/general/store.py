@@ -66,7 +66,14 @@ def cache_path(split: str, item: Item) -> Path:
 
 def problem(item: Item) -> dict[str, Any]:
     """What an entry is only valid for."""
-    return {"task": repr(item.task), "steps": item.steps, "seeds": item.seeds()}
+    task = item.task
+    # By name, so that a task class may declare its fields in another order.
+    fields = {key: repr(value) for key, value in sorted(vars(task).items())}
+    return {
+        "task": {"class": type(task).__name__, **fields},
+        "steps": item.steps,
+        "seeds": item.seeds(),
+    }
 
 
 def baselines(split: str, item: Item, *, progress: bool = True) -> Record:
