@@ -39,7 +39,7 @@ docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
 	$(BIN)/python docs/check.py build/docs $(DOCS_ARGS)
 
-# Run every benchmark again, and rewrite the README's tables. Hours; needs MNIST.
+# Run every benchmark again, and rewrite the tables. Hours; needs MNIST.
 results: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.paper.quadratic
 	$(BIN)/python -m benchmarks.paper.mnist --variants
@@ -47,15 +47,18 @@ results: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.paper.anatomy
 	$(BIN)/python -m benchmarks.paper.failures
 	$(BIN)/python -m benchmarks.paper.ablations
+	$(BIN)/python -m benchmarks.paper.cifar
+	$(BIN)/python -m benchmarks.paper.neural_art
 	$(BIN)/python -m benchmarks.generalization
 	$(BIN)/python -m benchmarks.meta_training_throughput
 	$(BIN)/python -m benchmarks.estimators
 	$(BIN)/python -m benchmarks.fault_test
 	$(MAKE) readme
 
-# Rewrite the README's tables from benchmarks/results/*.json.
+# Rewrite the tables of README.md and docs/paper.md from benchmarks/results/*.json.
 readme: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.readme_tables
+	$(BIN)/python -m benchmarks.paper.page
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .ruff_cache

@@ -39,12 +39,7 @@ VALIDATIONS = 10
 # Group -> variant -> what differs from the base. The base is drawn in every group.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "base": {"base": {}, "seed 1": {"seed": 1}, "seed 2": {"seed": 2}},
-    "cell": {
-        "rnn": {"rule": {"cell": "rnn"}},
-        "gru": {"rule": {"cell": "gru"}},
-        "peephole": {"rule": {"cell": "peephole"}},
-        "coupled": {"rule": {"cell": "coupled"}},
-    },
+    "gradient": {"first order": {"estimator": {"second_derivatives": False}}},
     "layers": {"1 layer": {"rule": {"layers": 1}}, "3 layers": {"rule": {"layers": 3}}},
     "forget bias": {
         "bias 0": {"rule": {"forget_bias": 0.0}},
@@ -52,12 +47,17 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "inputs": {"log and sign": {"rule": {"preprocess": "log_sign"}}},
     "meta-loss": {"final": {"meta_loss": {"name": "final"}}},
-    "gradient": {"first order": {"estimator": {"second_derivatives": False}}},
     "unroll": {
         "unroll 5": {"estimator": {"unroll": 5}},
         "unroll 10": {"estimator": {"unroll": 10}},
         "unroll 50": {"estimator": {"unroll": 50}},
         "unroll 100": {"estimator": {"unroll": 100}},
+    },
+    "cell": {
+        "rnn": {"rule": {"cell": "rnn"}},
+        "gru": {"rule": {"cell": "gru"}},
+        "peephole": {"rule": {"cell": "peephole"}},
+        "coupled": {"rule": {"cell": "coupled"}},
     },
 }
 
@@ -120,7 +120,13 @@ def measure(path: Path, *, again: bool = False) -> None:
                 continue
             done[name] = {"group": group, **examine(recipe(changes))}
             seconds = sum(one["training_cpu_seconds"] for one in done.values())
-            content = {"inner_steps": INNER_STEPS, "variants": done, **provenance()}
+            ordered = {
+                known: done[known]
+                for names in VARIANTS.values()
+                for known in names
+                if known in done
+            }
+            content = {"inner_steps": INNER_STEPS, "variants": ordered, **provenance()}
             write_json(path, {**content, "cpu_seconds": round(seconds, 1)})
 
 
