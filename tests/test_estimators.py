@@ -130,14 +130,14 @@ def test_clipped_differences_bound_the_estimate_and_are_counted():
     assert abs(float(clipped.grads["log_lr"])) <= 1e-3 * 4 / (2 * 0.3)
 
 
-def test_late_windows_weigh_more():
+@pytest.mark.parametrize(("told", "ratio"), [(0.0, 0.25), (1.0, 0.125)])
+def test_late_windows_weigh_more(told, ratio):
     rule = LearnableSGD(learning_rate=1e-4)
     weights = rule.init_weights(torch.Generator())
     worker = Worker(Bowl(), 1, Constant(4), 0, 0)
-    values = [
-        NRES(unroll=2, late=2.0).estimate(rule, weights, worker, Sum()).meta_loss for _ in "ab"
-    ]
-    assert values[0] / values[1] == pytest.approx(0.25, rel=1e-2)
+    estimator = NRES(unroll=2, late=2.0, late_told=3.0, tell_horizon=told)
+    values = [estimator.estimate(rule, weights, worker, Sum()).meta_loss for _ in "ab"]
+    assert values[0] / values[1] == pytest.approx(ratio, rel=1e-2)
 
 
 def test_the_horizon_is_told_to_the_stated_share_of_episodes():

@@ -49,6 +49,8 @@ class Evolution(GradientEstimator):
         difference_clip: largest difference of the meta-losses of a pair; 0 does not clip.
         late: a window that ends at fraction x of the episode counts x^late, so that the end of
             training matters more than its beginning.
+        late_told: `late` in the episodes whose length the rule is told, where all that counts is
+            the end; the same by default.
         tell_horizon: probability that the rule is told the length of the episode (drawn once an
             episode, so that one set of weights learns to do with and without).
         only: beginnings of the names of the meta-parameters that are perturbed, and so trained;
@@ -61,6 +63,7 @@ class Evolution(GradientEstimator):
     loss_cap: float = 10.0
     difference_clip: float = 0.0
     late: float = 0.0
+    late_told: float | None = None
     tell_horizon: float = 0.0
     only: tuple[str, ...] = ()
 
@@ -68,7 +71,7 @@ class Evolution(GradientEstimator):
         object.__setattr__(self, "only", tuple(self.only))
         if self.unroll < 1 or self.sigma <= 0 or self.loss_cap <= 1:
             raise ValueError(f"unroll >= 1, sigma > 0 and loss_cap > 1 expected but got {self}")
-        if self.difference_clip < 0 or self.late < 0 or not 0 <= self.tell_horizon <= 1:
+        if self.difference_clip < 0 or min(self._lates) < 0 or not 0 <= self.tell_horizon <= 1:
             raise ValueError(
                 f"difference_clip >= 0, late >= 0, tell_horizon in [0, 1] expected but got {self}"
             )
@@ -158,7 +161,13 @@ class Evolution(GradientEstimator):
 
     def _window_weight(self, worker: Worker) -> float:
         step = worker.carry.step if worker.carry is not None else 0
-        return (step / worker.total_steps) ** self.late
+        untold, told = self._lates
+        return (step / worker.total_steps) ** (untold if self._told(worker) is None else told)
+
+    @property
+    def _lates(self) -> tuple[float, float]:
+        """The exponent where the length is not told, and where it is."""
+        return self.late, self.late if self.late_told is None else self.late_told
 
     def _draw(self, weights: Weights, runs: int, *path: int | str) -> Weights:
         """Standard normal, `(runs, *shape)`, from the stream of `path`; zero where not `only`."""
