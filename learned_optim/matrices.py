@@ -43,15 +43,23 @@ def orthogonalize(matrix: Tensor, iterations: int = ITERATIONS) -> Tensor:
     peak = matrix.detach().abs().amax((-2, -1), keepdim=True)
     x = matrix / torch.where(peak > 0, peak, 1)
     # The Frobenius norm bounds the spectral norm, so the iteration starts inside its basin.
-    x = x / x.square().sum((-2, -1), keepdim=True).clamp_min(1).sqrt()
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(1)
     x = x.bfloat16() if in_bfloat16(matrix) else x
     wide = x.shape[-2] <= x.shape[-1]
-    x = x if wide else x.mT
+    x = _iterate(x if wide else x.mT, iterations)
+    return (x if wide else x.mT).to(matrix.dtype)
+
+
+def _iterate(x: Tensor, iterations: int) -> Tensor:
+    """`x <- a x + b (x x^T) x + c (x x^T)^2 x` some times, `(..., A, B)`, A <= B."""
+    lead = x.shape[:-2]
+    if len(lead) > 1:
+        x = x.flatten(0, -3)
     a, b, c = COEFFICIENTS
     for _ in range(iterations):
         gram = x @ x.mT
         x = _plus_product(a, x, 1.0, _plus_product(b, gram, c, gram, gram), x)
-    return (x if wide else x.mT).to(matrix.dtype)
+    return x.unflatten(0, lead) if len(lead) > 1 else x
 
 
 def in_bfloat16(matrix: Tensor) -> bool:
@@ -66,7 +74,6 @@ def in_bfloat16(matrix: Tensor) -> bool:
 
 
 def _plus_product(alpha: float, base: Tensor, beta: float, left: Tensor, right: Tensor) -> Tensor:
-    """`alpha * base + beta * left @ right`, in one pass for single matrices."""
-    if base.dim() == 2:
-        return torch.addmm(base, left, right, beta=alpha, alpha=beta)
-    return alpha * base + beta * (left @ right)
+    """`alpha * base + beta * left @ right` in one pass, for matrices and for batches `(P, ...)`."""
+    product = torch.addmm if base.dim() == 2 else torch.baddbmm
+    return product(base, left, right, beta=alpha, alpha=beta)

@@ -88,14 +88,19 @@ class Layout:
         return signals.index_select(-1, self._segment)
 
     def finish(self, rule: UpdateRule, step: Tensor, signals: Tensor) -> Tensor:
-        """`rule.finish` of each tensor that asks for it."""
-        if not any(rule.finishes(shape) for shape in self.shapes):
-            return step
-        parts = list(step.split(self.sizes, dim=-1))
+        """`rule.finish` of each tensor that asks for it; matrices of one shape in one call."""
+        alike: dict[tuple[int, int], list[int]] = {}
         for index, shape in enumerate(self.shapes):
             if rule.finishes(shape):
-                matrix = parts[index].unflatten(-1, as_matrix(shape))
-                parts[index] = rule.finish(matrix, signals[..., index]).flatten(-2)
+                alike.setdefault(as_matrix(shape), []).append(index)
+        if not alike:
+            return step
+        parts = list(step.split(self.sizes, dim=-1))
+        for shape, group in alike.items():
+            matrices = torch.stack([parts[i].unflatten(-1, shape) for i in group], dim=-3)
+            finished = rule.finish(matrices, signals[..., group].mT).flatten(-2)
+            for index, part in zip(group, finished.unbind(-2), strict=True):
+                parts[index] = part
         return torch.cat(parts, dim=-1)
 
 
