@@ -2,7 +2,7 @@
 #   make demo    a network trained by LearnedOptimizer beside Adam, a table and a picture in demo/
 #   make test    the whole test suite
 #   make docs    the documentation, in build/docs/index.html
-# Variables: PYTHON (>= 3.10), VENV, TORCH, DEMO_ARGS, DOCS_ARGS, PYTEST_ARGS.
+# Variables: PYTHON (>= 3.10), VENV, TORCH, DEMO_ARGS, PYTEST_ARGS.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,6 @@ VENV ?= .venv
 # torch >= 2.4 will do: make test TORCH=torch==2.4.1
 TORCH ?= torch==2.13.0
 DEMO_ARGS ?=
-DOCS_ARGS ?=
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -34,10 +33,10 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-# Warnings are errors; DOCS_ARGS=--browser looks at every page in headless Chromium too.
+# Warnings are errors, and so is a link that leads nowhere.
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
-	$(BIN)/python docs/check.py build/docs $(DOCS_ARGS)
+	$(BIN)/python docs/check.py build/docs
 
 # Run every benchmark again, and rewrite the tables. Hours; needs MNIST.
 results: $(VENV)/.dev
