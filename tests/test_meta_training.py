@@ -49,7 +49,7 @@ def window_gradient_by_graph(rule, weights, worker, steps, meta_loss, second_der
         )
         losses.append(carry.loss)
     value = meta_loss(torch.stack(losses)).mean()
-    grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    grads = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
     return dict(zip(leaves, grads, strict=True)), float(value.detach())
 
 
@@ -76,8 +76,9 @@ def test_every_way_gives_the_gradient_of_the_unrolled_graph(name, meta_loss, way
         idle += scale == 0
         # 1e-3: Adam's second moment moves the steps so little that rounding shows.
         assert float((estimate.grads[key] - grad).norm()) <= 1e-3 * scale, key
-    # The floor of `default` alone may have nothing to do here.
-    assert idle <= (name == "default"), "weights without a gradient test nothing"
+    # The floor of `default` may have nothing to do here, nor has the set of convolutions.
+    may_be_idle = {"default": 1, "by_layer": len(expected) // 2}.get(name, 0)
+    assert idle <= may_be_idle, "weights without a gradient test nothing"
 
 
 @pytest.mark.parametrize("name", ["l2l", "default"])

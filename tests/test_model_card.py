@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from learned_optim.hub import licence
 from learned_optim.meta_training import run
 from learned_optim.meta_training.model_card import render
+from learned_optim.publishing import licence
 from learned_optim.rules import L2L, RULES
 
 METRICS = {
