@@ -321,7 +321,9 @@ with parallel.group():
 
 def test_a_restarted_worker_does_not_connect_to_an_address_of_the_attempt_before():
     """The second attempt's rank 1 joins only after rank 0 has looked for it."""
-    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False
+    )
 
     def start(attempt: int, rank: int) -> subprocess.Popen:
         environment = os.environ | {
