@@ -11,9 +11,9 @@ plus a tenth of the worst. The Gaussian over candidates moves to the best four.
 The validation list of `benchmarks.generalization` says whether the constants carry over; its
 held-out list has no part in this. A first run is in results/hand_constants_trial.json: better on
 its own problems, not on those of the validation list, so its constants were not adopted.
-Noise-reuse evolution strategies on the same twelve numbers ended worse than they began: with windows
-of every
-age, the half-way losses count too, and schedules that fall early win those.
+
+Noise-reuse evolution strategies on the same numbers ended worse than they began: with windows of
+every age, the half-way losses count too, and schedules that fall early win those.
 """
 
 from __future__ import annotations
