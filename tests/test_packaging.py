@@ -8,7 +8,6 @@ the sdist's with whatever there is, so both ways of installing are covered.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ import sys
 import tarfile
 import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +142,10 @@ def use_installed(wheel: Path, folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The archives: `sdist`, the `wheel` made from the tree, and `from_sdist`."""
-    for module in ("setuptools", "pip"):
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{module} is not installed here, and nothing is downloaded in tests")
+    for name in ("setuptools", "pip"):
+        # By its metadata: a search for the modules warns where something imported distutils.
+        if not any(metadata.distributions(name=name)):
+            pytest.skip(f"{name} is not installed here, and nothing is downloaded in tests")
     folder = tmp_path_factory.mktemp("packaging")
     env, no_compiler = environment(folder), environment(folder, CXX="/no/compiler")
     sources = copied_sources(folder)
