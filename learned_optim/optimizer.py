@@ -55,8 +55,8 @@ class LearnedOptimizer(Optimizer):
     the host wait; within torch.compile there is none.
 
     Args:
-        params: parameters, named parameters, or groups of either; a group may have its own value
-            of every option below, `rule` included.
+        params: parameters, named parameters (torch 2.6 on), or groups; a group may have its own
+            value of every option below, `rule` included.
         rule: a bundled name, a folder, a Hub id "user/repo@revision", or a loaded rule.
         lr: factor on the step, for schedulers; 1 is what the rule was trained for. A float or a
             tensor of one element.
