@@ -46,7 +46,10 @@ def move(rule: Default, batch: Batch, signals: Tensor, finite: Tensor | None) ->
     weights = torch.cat([batch.weights[key].reshape(-1) for key in rule.weight_shapes()])
     for group in _groups(rule, batch):
         steps = {
-            i: torch.zeros(params[i].numel()) if sits_out[i] else torch.empty(params[i].numel())
+            # Whole steps only: one that sits out goes to the last stage all the same, as zero.
+            i: (torch.zeros if sits_out[i] else torch.empty)(
+                params[i].numel(), dtype=torch.float32
+            )
             for i in group
             if rule.finishes(batch.slots[i].shape)
         }

@@ -48,7 +48,7 @@ def default_survey(
         ValueError: for a wrong size, dtype, device or layout.
         native.Unavailable: where the kernels are not built.
     """
-    survey = torch.zeros(len(params), 1 + SUMS)
+    survey = torch.zeros(len(params), 1 + SUMS, dtype=torch.float32)
     if not params:
         return survey
     counts = [param.numel() for param in params]

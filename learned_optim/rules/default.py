@@ -206,10 +206,20 @@ class Default(UpdateRule):
         return self.matrix and len(shape) > 1 and min(as_matrix(shape)) > 1
 
     def finish(self, step: Tensor, signals: Tensor) -> Tensor:
-        """Mix in the orthogonalised step, scaled to the root mean square `gain * length`."""
+        """Mix in the orthogonalised step, `gain` times as long as the step itself.
+
+        Muon's steps have one length whatever the gradients say; Adam's shrink as gradients stop to
+        agree, which anneals a training whose end nobody knows. So the direction is Muon's and the
+        length Adam's ("grafting": Agarwal et al., "Disentangling adaptive gradient methods from
+        learning rates", 2020).
+        """
         s = dict(zip(SIGNALS, signals[..., None, None].unbind(-3), strict=True))
         straight = orthogonalize(step) * math.sqrt(max(step.shape[-2:]))
-        return (1 - s["blend"]) * step + s["blend"] * s["gain"] * s["length"] * straight
+        # In units of the length: squares of the step itself may leave the range of its dtype.
+        direction = step / s["length"].clamp_min(_tiny(step))
+        rms = (direction.square().mean((-2, -1), keepdim=True) + DEAD).sqrt()
+        size = s["gain"] * s["length"] * rms
+        return (1 - s["blend"]) * step + s["blend"] * size * straight
 
 
 def _tiny(like: Tensor) -> float:

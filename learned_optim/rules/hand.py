@@ -18,13 +18,13 @@ from learned_optim.rules.base import Clock, Weights
 HAND: dict[str, tuple[float, ...]] = {
     "log_step": (math.log(0.1), math.log(0.1)),  # of matrices, of all others
     "log_floor": (math.log(0.3), math.log(0.1)),  # least scale; of matrices, times fan_in^-1/2
-    "logit_beta1": (math.log(0.9 / 0.1),),
+    "logit_beta1": (math.log(0.77 / 0.23),),
     "logit_beta2": (math.log(0.99 / 0.01),),
     "log_warmup": (math.log(10.0),),  # steps
     "log_tau": (math.log(30.0),),  # steps until the length starts to fall, horizon unknown
-    "power": (0.5, 1.0),  # of that fall, horizon unknown and known
-    "blend": (0.0,),  # logit of the share of the orthogonalised direction
-    "log_gain": (math.log(0.4),),  # of the orthogonalised direction, whose RMS is 1
+    "power": (0.5, 0.75),  # of that fall, horizon unknown and known
+    "blend": (2.0,),  # logit of the share of the orthogonalised direction
+    "log_gain": (math.log(1.1),),  # length of the orthogonalised step over that of the other
 }
 # Stored as value / HAND_SCALE: one size of perturbation and one meta-learning rate then suit these
 # constants, where a change of 0.5 is small, and the networks' weights, where 0.1 is.
