@@ -52,6 +52,7 @@ TURN, ADD, FREE = 0.9, 0.5, 0.2  # bounds of those
 CLIP = 4.0  # of the direction of Adam
 LOUDEST = 2.0  # the controller multiplies the length by at most e^2
 LARGEST = math.exp(LOUDEST) * (CLIP * (1 + TURN + ADD) + FREE)
+LONGEST = 500.0  # steps that a controller drawn remembers
 DEAD = 1e-12  # second moments below this fraction of the tensor's mean count as it
 
 
@@ -105,10 +106,13 @@ class Default(UpdateRule):
         return shapes
 
     def init_weights(self, generator: torch.Generator) -> Weights:
-        """The hand rule: LSTMs as torch.nn.LSTM draws them, heads zero."""
+        """The hand rule: LSTMs as torch.nn.LSTM draws them, the controller's with a long memory;
+        heads zero."""
         weights = hand_weights()
         for level, inputs, hidden, outputs in self._levels():
             cell = CELLS["lstm"].init_weights(inputs, hidden, generator)
+            if level == "tensor":
+                cell["b"][: 2 * hidden] += _memories(hidden)
             weights |= {f"{level}.{key}": value for key, value in cell.items()}
             weights[f"{level}.head.w"] = torch.zeros(outputs, hidden)
             weights[f"{level}.head.b"] = torch.zeros(outputs)
@@ -236,6 +240,18 @@ def _bounded(x: Tensor) -> Tensor:
 def _level(weights: Weights, level: str) -> dict[str, Tensor]:
     """The weights of one of the two LSTMs."""
     return {key: weights[f"{level}.{key}"] for key in ("w_ih", "w_hh", "b")}
+
+
+def _memories(units: int) -> Tensor:
+    """What the biases of input and forget gate are raised by, `(2 * units,)`.
+
+    Unit k then averages over about tau_k steps, spaced from 2 to `LONGEST` by equal factors: what a
+    controller sees in one step is mostly noise. Tallec and Ollivier, "Can recurrent neural
+    networks warp time?", ICLR 2018, section 3, whose tau are drawn, and uniform.
+    """
+    tau = torch.logspace(math.log10(2), math.log10(LONGEST), units)
+    forget = (tau - 1).log()
+    return torch.cat((-forget, forget))
 
 
 def _tells(
