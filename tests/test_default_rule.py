@@ -72,7 +72,8 @@ def hand_steps(param: Tensor, grads: list[Tensor], total_steps: int | None) -> T
         step = -length * direction.clamp(-4, 4)
         if param.dim() > 1 and min(as_matrix(tuple(param.shape))) > 1:
             matrix = step.reshape(as_matrix(tuple(param.shape)))
-            size = math.exp(HAND["log_gain"][0]) * length * math.sqrt(max(matrix.shape))
+            rms = length * (matrix.square().mean() / length**2 + 1e-12).sqrt()
+            size = math.exp(HAND["log_gain"][0]) * rms * math.sqrt(max(matrix.shape))
             step = (1 - share) * step + share * size * straightened(matrix).view(step.shape)
         param = param + step
     return param
