@@ -416,8 +416,23 @@ def test_a_recipe_may_start_from_weights_beside_it(recipe, tmp_path):
     for key, value in first.weights.items():
         assert torch.equal(best[key], value)
     (tmp_path / "third.toml").write_text(table.replace("hidden = 4\nlayers", "hidden = 5\nlayers"))
-    with pytest.raises(ValueError, match="another shape"):
+    with pytest.raises(ValueError, match="another rule: .* has shape"):
         meta_training.run(tmp_path / "third.toml", output=tmp_path / "third", progress=False)
+
+
+def test_a_level_that_the_first_weights_lack_stays_as_drawn():
+    table = {"name": "x", "tasks": [{"family": "quadratic"}]}
+    small = parse_recipe(table | {"rule": {"name": "default", "hidden": 0}})
+    large = parse_recipe(table | {"rule": {"name": "default"}, "seed": 1})
+    first = MetaTrainer(small).snapshot()
+    trainer = MetaTrainer(large)
+    drawn = trainer.snapshot()
+    trainer.start_from(first)
+    assert any(key.startswith("coordinate") for key in drawn)
+    for key, value in trainer.weights.items():
+        assert torch.equal(value, first.get(key, drawn[key]))
+    with pytest.raises(ValueError, match="no such weight"):
+        MetaTrainer(small).start_from(drawn)
 
 
 def test_outer_rate_warms_up_and_anneals():

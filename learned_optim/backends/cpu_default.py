@@ -47,9 +47,7 @@ def move(rule: Default, batch: Batch, signals: Tensor, finite: Tensor | None) ->
     for group in _groups(rule, batch):
         steps = {
             # Whole steps only: one that sits out goes to the last stage all the same, as zero.
-            i: (torch.zeros if sits_out[i] else torch.empty)(
-                params[i].numel(), dtype=torch.float32
-            )
+            i: (torch.zeros if sits_out[i] else torch.empty)(params[i].numel(), dtype=torch.float32)
             for i in group
             if rule.finishes(batch.slots[i].shape)
         }

@@ -102,10 +102,12 @@ class MetaTrainer:
     def start_from(self, weights: Weights) -> None:
         """Begin at these meta-parameters instead of those drawn.
 
-        A `ByLayer` may also begin with both parts at the weights of one `L2L`.
+        A `ByLayer` may also begin with both parts at the weights of one `L2L`, and any rule with
+        those of one that lacks some of its meta-parameters, which stay as drawn: so `default` is
+        trained without its coordinate level first.
 
         Raises:
-            RecipeError: if they are not this rule's.
+            RecipeError: if one is not this rule's, or is of another shape.
         """
         if (
             isinstance(self.rule, ByLayer)
@@ -113,11 +115,16 @@ class MetaTrainer:
         ):
             weights = self.rule.joined(dict.fromkeys(PARTS, weights))
         shapes = {key: tuple(value.shape) for key, value in weights.items()}
-        if shapes != self.rule.weight_shapes():
-            raise RecipeError("the weights to start from belong to a rule of another shape")
+        known = self.rule.weight_shapes()
+        for key, shape in shapes.items():
+            if known.get(key) != shape:
+                raise RecipeError(
+                    f"the weights to start from belong to another rule: {key!r} has shape {shape}, "
+                    f"and this rule's has {known.get(key, 'no such weight')}"
+                )
         with torch.no_grad():
-            for key, value in self.weights.items():
-                value.copy_(weights[key])
+            for key, value in weights.items():
+                self.weights[key].copy_(value)
         self.averaged, self.best_weights = self.snapshot(), self.snapshot()
 
     def _grow(self) -> None:
