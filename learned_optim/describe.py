@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from learned_optim.cost import StepCost, step_cost
 from learned_optim.hub import load_rule
 from learned_optim.publishing import licence
 from learned_optim.rules import UpdateRule
@@ -17,10 +18,13 @@ from learned_optim.weights import bundled_folder, bundled_names
 
 _PLAIN = (str, int, float, bool)
 _DIGITS = 4
+_MANY = 10  # from here on no decimals
 
 
 def describe(source: str | os.PathLike[str]) -> str:
     """Several lines, each `what: value`, on a bundled rule, a folder or a rule on the Hub.
+
+    It takes a second, in which the step is timed.
 
     Raises:
         WeightsUnavailable: as `load_rule`.
@@ -29,14 +33,16 @@ def describe(source: str | os.PathLike[str]) -> str:
     loaded = load_rule(source)
     rule = loaded.rule
     count = sum(value.numel() for value in loaded.weights.values())
+    memory = sum(value.numel() * value.element_size() for value in loaded.weights.values())
     per_coordinate, per_tensor = state_bytes(rule)
     facts = {
         "name": loaded.name,
         "rule": rule.name,
         "config": ", ".join(f"{key}={value}" for key, value in rule.config().items()),
         "sha256": loaded.sha256,
-        "weights": f"{count} numbers",
-        "state": f"{per_coordinate} bytes per parameter, {per_tensor} per tensor",
+        "weights": f"{count} numbers, {memory} bytes, shared by all parameters",
+        "state": f"{per_coordinate} bytes per parameter, {per_tensor} per tensor (Adam: 8)",
+        "step": _step(step_cost(loaded)),
     }
     folder = _folder(source)
     if folder is not None:
@@ -51,6 +57,19 @@ def state_bytes(rule: UpdateRule) -> tuple[int, int]:
     for spec in rule.state_spec.values():
         sizes[spec.per] += spec.rows * torch.empty((), dtype=spec.dtype).element_size()
     return sizes["coordinate"], sizes["tensor"]
+
+
+def _step(cost: StepCost) -> str:
+    """Time first, then what it holds for."""
+    time, ratio = _short(cost.nanoseconds), _short(cost.times_adam)
+    return (
+        f"{time} ns per parameter, {ratio} times Adam's (measured now: {cost.parameters:,} "
+        f"parameters, one thread, backend {cost.backend!r})"
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= _MANY else f"{value:.2g}"
 
 
 def _folder(source: str | os.PathLike[str]) -> Path | None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from learned_optim import __version__, cli, describe, publishing, weights
+from learned_optim.cost import StepCost
 from learned_optim.rules import Adam, StateSpec
 from learned_optim.weights import LoadedRule, save_folder
 
@@ -103,7 +104,11 @@ def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, rule: Path):
         cli.main(["info", str(rule)])
 
 
-def test_info_says_what_a_rule_is_and_costs(rule: Path, capsys: pytest.CaptureFixture[str]):
+def test_info_says_what_a_rule_is_and_costs(
+    rule: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    cost = StepCost(123.4, times_adam=4.56, parameters=1000, backend="eager")
+    monkeypatch.setattr(describe, "step_cost", lambda loaded: cost)
     cli.main(["info", str(rule)])
     sha256 = hashlib.sha256((rule / "model.safetensors").read_bytes()).hexdigest()
     assert capsys.readouterr().out.splitlines() == [
@@ -111,8 +116,10 @@ def test_info_says_what_a_rule_is_and_costs(rule: Path, capsys: pytest.CaptureFi
         "rule: adam",
         "config: learning_rate=0.001, beta1=0.9, beta2=0.999, eps=1e-08",
         f"sha256: {sha256}",
-        "weights: 3 numbers",
-        "state: 8 bytes per parameter, 0 per tensor",
+        "weights: 3 numbers, 12 bytes, shared by all parameters",
+        "state: 8 bytes per parameter, 0 per tensor (Adam: 8)",
+        "step: 123 ns per parameter, 4.6 times Adam's (measured now: 1,000 parameters, one thread, "
+        "backend 'eager')",
         "licence: not stated",
     ]
 

@@ -34,6 +34,7 @@ LAYERS = {
     "client": 2,
     "publishing": 3,
     "hub": 3,
+    "cost": 4,
     "describe": 4,
     "resume": 3,
     "optimizer": 4,
