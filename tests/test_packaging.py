@@ -1,8 +1,8 @@
-"""Wheel and sdist, installed into an environment of their own with the network cut, work.
+"""Wheel, sdist and editable, installed into an environment of their own without network, work.
 
 torch and the other dependencies are those of the environment that runs the tests: a .pth file
 shows them to the fresh one, so nothing is downloaded. The wheel is built without a compiler and
-the sdist's with whatever there is, so both ways of installing are covered.
+the sdist's with whatever there is, so both ways of installing are covered; editable both ways.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from learned_optim import kernels, weights
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ("learned_optim", "pretrained", "pyproject.toml", "setup.py", "README.md", "LICENSE")
@@ -123,29 +125,35 @@ def build(kind: str, sources: Path, folder: Path, env: dict[str, str]) -> Path:
     return folder / printed.split()[-1]
 
 
-def use_installed(wheel: Path, folder: Path) -> dict[str, Any]:
-    """Install a wheel into a fresh environment and take a step there."""
-    env = environment(folder)
+def use_installed(source: list[str | Path], folder: Path, **more: str) -> dict[str, Any]:
+    """Install into a fresh environment, with pip's arguments `source`, and take a step there."""
+    env = environment(folder, **more)
     fresh = folder / "venv"
     venv.create(fresh, with_pip=False, symlinks=True)
     python = fresh / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", str(python)]
-    run([*pip, "install", "--quiet", "--no-deps", wheel], folder, env)
     # Only the path is taken over, not the .pth files in it: the editable install stays out.
     site = next((fresh / "lib").glob("python*/site-packages"))
     (site / "dependencies.pth").write_text(f"{Path(torch.__file__).parent.parent}\n")
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    # Whatever the dependencies' folder has of this package is not touched.
+    run([*pip, "install", "--quiet", "--no-deps", "--ignore-installed", *source], folder, env)
     result = json.loads(run([python, "-W", "error", "-c", USE], folder, env))
     result["fresh"] = str(fresh)
     return result
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The archives: `sdist`, the `wheel` made from the tree, and `from_sdist`."""
+def tools() -> None:
+    """What builds and installs is here, or the test is skipped."""
     for name in ("setuptools", "pip"):
         # By its metadata: a search for the modules warns where something imported distutils.
         if not any(metadata.distributions(name=name)):
             pytest.skip(f"{name} is not installed here, and nothing is downloaded in tests")
+
+
+@pytest.fixture(scope="module")
+def built(tools: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The archives: `sdist`, the `wheel` made from the tree, and `from_sdist`."""
     folder = tmp_path_factory.mktemp("packaging")
     env, no_compiler = environment(folder), environment(folder, CXX="/no/compiler")
     sources = copied_sources(folder)
@@ -196,7 +204,7 @@ def test_a_wheel_holds_every_module_and_every_bundled_rule_and_nothing_foreign(
 def test_an_installed_wheel_takes_a_step_without_network(
     built: dict[str, Path], kind: str, tmp_path: Path
 ):
-    result = use_installed(built[kind], tmp_path)
+    result = use_installed([built[kind]], tmp_path)
     assert result["where"].startswith(result["fresh"])
     assert result["versions"][0] == result["versions"][1]
     assert result["typed"]
@@ -207,6 +215,28 @@ def test_an_installed_wheel_takes_a_step_without_network(
         assert hashlib.sha256(weights.read_bytes()).hexdigest() == sha256
     if kind == "wheel":
         assert result["no_kernels"], "built without a compiler, so there are none"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", [True, False])
+def test_an_editable_install_runs_the_tree_and_sees_its_changes(
+    tools: None, compiler: bool, tmp_path: Path
+):
+    sources = copied_sources(tmp_path)
+    editable = ["--no-build-isolation", "--editable", sources]
+    more = {} if compiler else {"CXX": "/no/compiler"}
+    result = use_installed(editable, tmp_path, **more)
+    assert result["where"] == str(sources / "learned_optim" / "__init__.py")
+    assert result["adam"] == pytest.approx(1e-3, rel=1e-3)
+    assert set(result["bundled"]) == set(weights.bundled_names())
+    if not compiler:
+        assert result["no_kernels"], "built without a compiler, so there are none"
+    elif not kernels.why_not():
+        assert result["no_kernels"] is None, "where the suite has kernels, this install has them"
+    (sources / "learned_optim" / "fresh.py").write_text("NUMBER = 7\n")
+    python = Path(result["fresh"]) / "bin" / "python"
+    use = "from learned_optim.fresh import NUMBER; print(NUMBER)"
+    assert run([python, "-c", use], tmp_path, environment(tmp_path)) == "7\n"
 
 
 @pytest.mark.slow
