@@ -416,7 +416,7 @@ def test_a_recipe_may_start_from_weights_beside_it(recipe, tmp_path):
     for key, value in first.weights.items():
         assert torch.equal(best[key], value)
     (tmp_path / "third.toml").write_text(table.replace("hidden = 4\nlayers", "hidden = 5\nlayers"))
-    with pytest.raises(ValueError, match="another rule: .* has shape"):
+    with pytest.raises(ValueError, match=r"another rule: .* has shape"):
         meta_training.run(tmp_path / "third.toml", output=tmp_path / "third", progress=False)
 
 

@@ -106,8 +106,7 @@ class Default(UpdateRule):
         return shapes
 
     def init_weights(self, generator: torch.Generator) -> Weights:
-        """The hand rule: LSTMs as torch.nn.LSTM draws them, the controller's with a long memory;
-        heads zero."""
+        """The hand rule: heads zero, LSTMs as torch.nn.LSTM's but for the controller's memory."""
         weights = hand_weights()
         for level, inputs, hidden, outputs in self._levels():
             cell = CELLS["lstm"].init_weights(inputs, hidden, generator)
