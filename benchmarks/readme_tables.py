@@ -3,11 +3,12 @@
     python -m benchmarks.readme_tables            write them
     python -m benchmarks.readme_tables --check    exit with 1 if they are not up to date
 
-Reads `benchmarks/results/*.json`. Seven kinds of files have a table: comparisons of
+Reads `benchmarks/results/*.json`. Eight kinds of files have a table: comparisons of
 `benchmarks.paper` (they hold `cases`), the demo's (`networks`), the held-out evaluation of
 `benchmarks.generalization` (`summary`), `benchmarks.real_scale` (`parameters`), and those of
-`benchmarks.meta_training_throughput` (`headline`), `benchmarks.estimators` (`bowl`) and
-`benchmarks.fault_test` (`kills`); others are left to their own scripts.
+`benchmarks.meta_training_throughput` (`headline`), `benchmarks.estimators` (`bowl`),
+`benchmarks.fault_test` (`kills`) and `benchmarks.step_time` (`two_threads`); others are left to
+their own scripts.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 from benchmarks import engine_tables
 from benchmarks.baselines import BASELINES
+from benchmarks.cost_table import step_time
 from benchmarks.general.store import LABELS, TOLD
 from benchmarks.markdown import markdown, number
 from benchmarks.results import RESULTS
@@ -172,6 +174,7 @@ TABLES = {
     "headline": engine_tables.throughput,
     "bowl": engine_tables.estimators,
     "kills": engine_tables.faults,
+    "two_threads": step_time,
 }
 
 

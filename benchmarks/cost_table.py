@@ -1,0 +1,47 @@
+"""The README's table of what a step costs, from the file of `benchmarks.step_time`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.markdown import markdown, number
+
+LARGE = ("1M", "5M", "transformer")
+CONTENDERS = ("C++", "C++ default", "C++ default, matrix stage")
+# Times Adam foreach that the C++ step of the rule `l2l` was to stay below.
+BOUNDS = {(2, 20): 30.0, (1, 8): 4.5, (1, 4): 2.0}
+
+
+def step_time(content: Mapping[str, Any]) -> str:
+    """One thread: the C++ kernels beside Adam, the bounds set for them, and what limits them."""
+    single = [row for row in content["rows"] if row["threads"] == 1]
+    found: dict[tuple[str, tuple[int, int]], dict[str, Mapping[str, Any]]] = {}
+    for row in single:
+        if row["contender"] in CONTENDERS:
+            found.setdefault((row["contender"], tuple(row["size"])), {})[row["case"]] = row
+    rows = []
+    for (contender, size), cases in found.items():
+        # The limit is that of the cells: of no matrix stage.
+        bare = contender != CONTENDERS[-1]
+        rows.append(
+            [
+                f"`{contender.removeprefix('C++').strip() or 'l2l'}` {size}".replace(
+                    ", matrix stage`", "`, matrix stage,"
+                ),
+                _span([cases[case]["ns_per_parameter"] for case in LARGE]),
+                number(content["limits"][str(size)]["arithmetic_ns"]) if bare else "-",
+                _span([cases[case]["times_adam_foreach"] for case in LARGE]),
+                number(BOUNDS[size]) if contender == "C++" else "-",
+                number(cases["small"]["times_adam_foreach"]),
+            ]
+        )
+    adam = [r for r in single if r["contender"] == "Adam foreach" and r["case"] in LARGE]
+    rows.append(["Adam (foreach)", _span([r["ns_per_parameter"] for r in adam]), "", "1", "", "1"])
+    header = ["A step, one CPU thread: rule (layers, units)", "ns a parameter", "arithmetic alone"]
+    header += ["times Adam", "bound we set", "76 tensors of 64: times Adam"]
+    return markdown(header, rows)
+
+
+def _span(values: Sequence[float]) -> str:
+    return f"{number(min(values))} to {number(max(values))}"
