@@ -1,7 +1,7 @@
 """`LearnedOptimizer`: a learned update rule behind the torch.optim contract, and only that.
 
-A step reads: `_collect` the parameters into batches, `survey` the gradients, `advance` each
-tensor, `move` the coordinates. What happens in there is the backend's and the rule's business.
+A step reads: `_collect` the parameters into batches, `survey` the gradients, `control` each tensor,
+`move` the coordinates. What happens in there is the backend's and the rule's business.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ from learned_optim.backends import (
     Batch,
     Eager,
     Slot,
-    advance,
     autocast_off,
     choose,
-    survey,
 )
 from learned_optim.hub import load_rule
 from learned_optim.options import check_options
@@ -188,18 +186,19 @@ class LearnedOptimizer(Optimizer):
         surveys = []
         for batch, _, backend in batches:
             with autocast_off(batch.device):
-                surveys.append(survey(batch, backend))
+                surveys.append(backend.survey(batch))
         shards.add_up_(
-            (shards.cut_of(param), row)
-            for (_, params, _), rows in zip(batches, surveys, strict=True)
-            for param, row in zip(params, rows.unbind(), strict=True)
+            (shards.cut_of(params[i]), rows[i])
+            for (batch, params, _), rows in zip(batches, surveys, strict=True)
+            for i, slot in enumerate(batch.slots)
+            if slot.parts is not None
         )
         for (batch, params, backend), rows in zip(batches, surveys, strict=True):
             finite = self._alarm.report(rows[:, 0] == 0, params)
             with autocast_off(batch.device):
-                backend.move(batch, advance(batch, rows[:, 1:], finite), finite)
-            for param in params:
-                if shards.is_sharded(param):
+                backend.move(batch, backend.control(batch, rows, finite), finite)
+            for param, slot in zip(params, batch.slots, strict=True):
+                if slot.param is not param and shards.is_sharded(param):
                     torch.autograd.graph.increment_version(param)
         return loss
 
@@ -207,20 +206,17 @@ class LearnedOptimizer(Optimizer):
         """What this step moves: by group, device and dtype."""
         for group in self.param_groups:
             for param in group["params"]:
-                if param.grad is not None and param.grad.layout != torch.strided:
+                grad = param.grad
+                if grad is not None and grad.layout != torch.strided:
                     raise RuntimeError(
                         "LearnedOptimizer does not support sparse gradients (parameter of shape "
-                        f"{tuple(param.shape)}, layout {param.grad.layout}): every coordinate has "
+                        f"{tuple(param.shape)}, layout {grad.layout}): every coordinate has "
                         "state that moves at every step. Use sparse=False in the embedding"
                     )
         found = []
         for group in self.param_groups:
             self._init_group(group)
-            alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-            for param in group["params"]:
-                if param.grad is not None:
-                    alike.setdefault((param.device, param.dtype), []).append(param)
-            found += [self._batch(group, params) for params in alike.values()]
+            found += [self._batch(group, params) for params in _alike(group["params"]).values()]
         return found
 
     def _batch(
@@ -257,23 +253,29 @@ class LearnedOptimizer(Optimizer):
         first step and all others are one graph.
         """
         rule = self._rule_of(group).rule
-        for param in group["params"]:
-            if param.grad is None:
-                continue
-            self._weights(group, param.device, compute_dtype(param.dtype))
-            state = self.state[param]
-            if not state:
-                local = shards.to_local(param)
-                state["step"] = torch.zeros((), dtype=resume.step_dtype(), device=local.device)
-                for key, value in rule.init_state(local).items():
-                    whole = rule.state_spec[key].per == "tensor"
-                    state[key] = value if whole else shards.wrap_rows(value, param)
+        for (device, dtype), params in _alike(group["params"]).items():
+            self._weights(group, device, compute_dtype(dtype))
+            for param in params:
+                state = self.state[param]
+                if not state:
+                    local = shards.to_local(param)
+                    state["step"] = torch.zeros((), dtype=resume.step_dtype(), device=local.device)
+                    for key, value in rule.init_state(local).items():
+                        whole = rule.state_spec[key].per == "tensor"
+                        state[key] = value if whole else shards.wrap_rows(value, param)
 
     def _slot(self, param: Tensor, keys: tuple[str, ...]) -> Slot:
         """The local tensors of a parameter, and of its state under these names."""
-        state, local = self.state[param], shards.to_local(param)
+        state, grad = self.state[param], param.grad
+        if grad is not None and shards.is_whole(param):
+            # Much the same as below, for a fraction of what all that costs a small tensor.
+            return Slot(param, grad, state, state["step"], param.shape)
         entries = {key: shards.to_local(state[key]) for key in keys}
-        grad, shape = shards.local_grad(param), shards.real_shape(param)
+        local, grad, shape = (
+            shards.to_local(param),
+            shards.local_grad(param),
+            shards.real_shape(param),
+        )
         return Slot(local, grad, entries, state["step"], shape, shards.parts_of(param))
 
     def _weights(self, group: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Weights:
@@ -331,3 +333,12 @@ class LearnedOptimizer(Optimizer):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _alike(params: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:
+    """Those with a gradient, by device and dtype."""
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for param in params:
+        if param.grad is not None:
+            alike.setdefault((param.device, param.dtype), []).append(param)
+    return alike

@@ -24,6 +24,11 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
 
 
+def is_whole(tensor: Tensor) -> bool:
+    """Whether `to_local` would return the tensor itself."""
+    return type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_complex()
+
+
 def is_flattened(tensor: Tensor) -> bool:
     """Whether FSDP1 has joined it with others, or cut it, without regard to where tensors end."""
     return bool(getattr(tensor, "_fsdp_flattened", False))

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from learned_optim.backends import Backend, Batch, Slot, advance, survey
+from learned_optim.backends import Backend, Batch, Slot
 from learned_optim.rules import UpdateRule, Weights
 
 SIZES = [(0,), (), (1,), (3,), (63,), (64,), (65,), (5, 13), (2, 0, 3), (300,)]
@@ -73,8 +73,8 @@ def moved_to(batch: Batch, device: torch.device, compute: torch.dtype = torch.fl
 
 def step_(backend: Backend, batch: Batch, finite: Tensor | None = None) -> Batch:
     """A whole step, in place; returns the batch."""
-    rows = survey(batch, backend)
-    backend.move(batch, advance(batch, rows[:, 1:], finite), finite)
+    rows = backend.survey(batch)
+    backend.move(batch, backend.control(batch, rows, finite), finite)
     return batch
 
 

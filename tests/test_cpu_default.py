@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from learned_optim import kernels
-from learned_optim.backends import Backend, Batch, Eager, Slot, advance, choose, cpu_default, survey
+from learned_optim.backends import Backend, Batch, Eager, Slot, choose, cpu_default
 from learned_optim.backends.cpu import Cpu
 from learned_optim.kernels import build, native
 from learned_optim.rules import Default
@@ -70,8 +70,8 @@ def run(backend: Backend, batch: Batch, steps: int = 3, finite=None) -> Batch:
     moved = copy.deepcopy(batch)
     generator = torch.Generator().manual_seed(7)
     for _ in range(steps):
-        rows = survey(moved, backend)
-        backend.move(moved, advance(moved, rows[:, 1:], finite), finite)
+        rows = backend.survey(moved)
+        backend.move(moved, backend.control(moved, rows, finite), finite)
         for slot in moved.slots:
             noise = torch.randn(slot.grad.shape, generator=generator)
             slot.grad = (noise * 10 ** (-4 * torch.rand((), generator=generator))).to(slot.grad)
@@ -129,7 +129,8 @@ def test_matrices_in_several_groups_equal_eager(monkeypatch):
     batch = make(RULES[0], [(6, 7), (5,), (30, 20), (4, 4), (8,), (9, 3)])
     expected = run(Eager(), batch)
     monkeypatch.setattr(cpu_default, "WAITING", 50)
-    assert [*cpu_default._groups(RULES[0], batch)] == [[0, 1], [2], [3, 4, 5]]
+    late = {i: batch.slots[i].param for i in (0, 2, 3, 5)}
+    assert [*cpu_default._groups(6, late)] == [[0, 1], [2], [3, 4, 5]]
     assert_alike(run(Cpu(), batch), expected)
 
 
@@ -167,11 +168,11 @@ def test_transposed_and_strided_tensors_equal_eager():
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_the_survey_tells_which_gradients_are_not_finite(level, value):
     batch = make(RULES[0], [(0,), (), (70,), (2, 33), (5000,)])
-    ours, theirs = survey(batch, Cpu()), survey(batch, Eager())
+    ours, theirs = Cpu().survey(batch), Eager().survey(batch)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     batch.slots[2].grad[69] = value
     batch.slots[4].grad[4999] = value
-    assert survey(batch, Cpu())[:, 0].tolist() == [0, 0, 1, 0, 1]
+    assert Cpu().survey(batch)[:, 0].tolist() == [0, 0, 1, 0, 1]
 
 
 def test_autograd_notices_that_the_parameter_changed():
@@ -179,7 +180,7 @@ def test_autograd_notices_that_the_parameter_changed():
     param = batch.slots[0].param.requires_grad_()
     loss = (param * param).sum()
     with torch.no_grad():
-        Cpu().move(batch, advance(batch, survey(batch, Cpu())[:, 1:], None), None)
+        Cpu().move(batch, Cpu().control(batch, Cpu().survey(batch), None), None)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -190,18 +191,62 @@ def test_choose_takes_it_where_it_can():
     assert choose(Default(), CPU, torch.float64, None) is Eager
 
 
-def test_cells_of_another_size_are_refused():
+def test_tensors_that_the_kernels_cannot_read_are_refused():
+    param, grad, moments = torch.zeros(5), torch.zeros(5), torch.zeros(2, 5)
     with pytest.raises(ValueError, match=r"cells\[0\] must have 40 elements but has 15"):
-        kernels.default_update_(
-            [torch.zeros(5)],
-            [torch.zeros(5)],
-            [torch.zeros(2, 5)],
-            [torch.zeros(3, 5)],
-            [None],
-            torch.zeros(11, 1),
-            torch.zeros(kernels.default_weight_count(3, 4)),
-            units=3,
-            hidden=4,
-        )
+        kernels.DefaultTensors([param], [grad], [moments], [torch.zeros(3, 5)], hidden=4)
+    with pytest.raises(ValueError, match="cells must be given where hidden > 0, which is 4"):
+        kernels.DefaultTensors([param], [grad], [moments], None, hidden=4)
     with pytest.raises(ValueError, match="moments must be float32"):
-        kernels.default_survey([torch.zeros(5)], [torch.zeros(5)], [torch.zeros(2, 5).half()])
+        kernels.DefaultTensors([param], [grad], [moments.half()], None, hidden=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": [torch.tensor(0)]}, "steps must be one of"),
+        ({"steps": [torch.tensor(0.0).half()]}, "steps must be float32 but are torch.float16"),
+        ({"origins": [torch.zeros(2)]}, r"origins\[0\] must have 1 elements but has 2"),
+        ({"controllers": [torch.zeros(3)]}, r"controllers\[0\] must have 6 elements but has 3"),
+        ({"controllers": None}, "controllers must be given where units > 0, which is 3"),
+        ({"finite": torch.ones(1)}, "finite must be .* bool"),
+        ({"facts": torch.zeros(1, 4)}, r"facts must have shape \(4, 1\)"),
+    ],
+)
+def test_what_the_control_cannot_read_is_refused(change, message):
+    arguments = {
+        "survey": torch.zeros(1, 6),
+        "facts": torch.ones(4, 1),
+        "steps": [torch.tensor(0.0)],
+        "origins": [torch.zeros(1)],
+        "controllers": [torch.zeros(6)],
+        "weights": torch.zeros(kernels.default_weight_count(3, 4)),
+    }
+    assert kernels.default_control_(**arguments, units=3, hidden=4).shape == (11, 1)
+    with pytest.raises(ValueError, match=message):
+        kernels.default_control_(**(arguments | change), units=3, hidden=4)
+
+
+@pytest.mark.parametrize("rule", [Default(), Default(controller=0)], ids=str)
+@pytest.mark.parametrize("total_steps", [None, 7])
+def test_signals_counters_and_memories_equal_the_rules(level, rule, total_steps):
+    ours, theirs = (make(rule, total_steps=total_steps) for _ in range(2))
+    mask = torch.tensor([i % 3 > 0 for i in range(len(SIZES))])
+    for finite in (None, mask, None):
+        rows = Eager().survey(ours)
+        got, wanted = Cpu().control(ours, rows, finite), Eager().control(theirs, rows, finite)
+        # The scales of an empty tensor are one over what counts as zero.
+        full = [i for i, slot in enumerate(ours.slots) if slot.param.numel()]
+        torch.testing.assert_close(got[:, full], wanted[:, full], atol=2e-6, rtol=2e-5)
+        for a, b in zip(ours.slots, theirs.slots, strict=True):
+            assert a.step == b.step
+            for key in rule.keys_per("tensor"):
+                torch.testing.assert_close(a.state[key], b.state[key], atol=3e-6, rtol=1e-5)
+    assert [slot.step.item() for slot in ours.slots] == [3 if moved else 2 for moved in mask]
+
+
+def test_counters_of_another_dtype_leave_control_to_torch():
+    ours, theirs = make(RULES[0], [(5,), (3, 4)]), make(RULES[0], [(5,), (3, 4)])
+    ours.slots[0].step = ours.slots[0].step.double()
+    assert_alike(run(Cpu(), ours), run(Cpu(), theirs))
+    assert ours.slots[0].step.dtype == torch.float64

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from learned_optim.backends import Backend, Batch, Eager, Slot, advance, choose, eager, survey
+from learned_optim.backends import Backend, Batch, Eager, Slot, choose, eager, last_stage
 from learned_optim.rules import (
     L2L,
     Adam,
@@ -82,7 +82,8 @@ class Straightened(Normalised):
         return len(shape) > 1 and math.prod(shape) > 0
 
     def finish(self, step: Tensor, signals: Tensor) -> Tensor:
-        return signals[1] * (step - step.mean(0)) / step.abs().max()
+        peak = step.abs().amax((-2, -1), keepdim=True)
+        return signals[..., 1, None, None] * (step - step.mean(-2, keepdim=True)) / peak
 
 
 RULES = {
@@ -146,8 +147,8 @@ def expected(batch: Batch, slot: Slot) -> tuple[Tensor, State]:
 
 def take_step(batch: Batch, finite: Tensor | None = None) -> None:
     backend = Eager()
-    rows = survey(batch, backend)
-    backend.move(batch, advance(batch, rows[:, 1:], finite), finite)
+    rows = backend.survey(batch)
+    backend.move(batch, backend.control(batch, rows, finite), finite)
 
 
 def check_against_whole_tensors(batch: Batch) -> None:
@@ -208,7 +209,7 @@ def test_survey_finds_the_broken_gradients_and_only_those(rule: UpdateRule):
     batch.slots[0].grad[150] = float("nan")
     batch.slots[2].grad.fill_(-float("inf"))
     batch.slots[4].grad[:2] = torch.tensor([3e38, -3e38])
-    rows = survey(batch, Eager())
+    rows = Eager().survey(batch)
     assert rows.shape == (5, 1 + rule.summary_size)
     assert rows[:, 0].tolist() == [1, 0, 1, 0, 0]
 
@@ -255,6 +256,26 @@ def test_a_finished_step_that_is_not_finite_stays_out_of_its_tensor():
     take_step(batch)
     kept = [torch.equal(a, slot.param) for a, slot in zip(before, batch.slots, strict=True)]
     assert kept == [True, False, False]
+
+
+def test_matrices_that_are_finished_together_equal_those_finished_alone(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    sizes = [(4, 3), (2, 2), (4, 3), (4, 3), (3, 4), (4, 3), (4, 3)]
+    finite = torch.tensor([True] * 5 + [False, True])
+    together, alone = (make_batch(RULES["straightened"], sizes, decay=0.5) for _ in range(2))
+    for batch in (together, alone):
+        batch.slots[2].grad.zero_()  # its finished step is not finite
+        batch.slots[2].state["mean"].zero_()
+    before = [slot.param.clone() for slot in together.slots]
+    monkeypatch.setattr(last_stage, "STACKED", 36)  # of those with twelve numbers three
+    take_step(together, finite)
+    monkeypatch.setattr(last_stage, "STACKED", 0)
+    take_step(alone, finite)
+    for a, b in zip(together.slots, alone.slots, strict=True):
+        torch.testing.assert_close(a.param, b.param)
+    kept = [torch.equal(a, slot.param) for a, slot in zip(before, together.slots, strict=True)]
+    assert kept == [i in (2, 5) for i in range(7)]
 
 
 def test_strided_matrices_are_finished_in_place():

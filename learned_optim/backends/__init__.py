@@ -10,9 +10,7 @@ import torch
 from learned_optim.backends.base import Backend as Backend
 from learned_optim.backends.base import Batch as Batch
 from learned_optim.backends.base import Slot as Slot
-from learned_optim.backends.base import advance as advance
 from learned_optim.backends.base import autocast_off as autocast_off
-from learned_optim.backends.base import survey as survey
 from learned_optim.backends.cpu import Cpu
 from learned_optim.backends.eager import Eager as Eager
 from learned_optim.backends.triton import Triton

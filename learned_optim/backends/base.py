@@ -3,9 +3,9 @@
 The optimizer keeps everything that is not arithmetic to itself (groups, closures, checkpoints,
 shards) and hands a backend plain local tensors: a `Batch` of `Slot`s. One step is then
 
-1. `survey`: a few numbers a tensor, `(T, 1 + K)`: is its gradient finite, and the rule's sums.
-   The optimizer adds them up over shards in between.
-2. `advance`: once a tensor, the rule's `control`, and the step counter.
+1. `Backend.survey`: a few numbers a tensor, `(T, 1 + K)`: is its gradient finite, and the rule's
+   sums. The optimizer adds them up over shards in between.
+2. `Backend.control`: once a tensor, the rule's `control`, and the step counter.
 3. `Backend.move`: the coordinates.
 
 Nothing here reads a value back to the host, so nothing waits for a device.
@@ -26,6 +26,7 @@ from learned_optim.rules import Clock, State, UpdateRule, Weights
 from learned_optim.shards import Parts
 
 _FACTS = Kept()
+_PLAIN = {Tensor, torch.nn.Parameter}
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Slot:
     parts: Parts | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Batch:
     """Parameters that share a rule, the group's settings, a device and a dtype.
 
@@ -75,9 +76,15 @@ class Batch:
     device: torch.device
     compute_dtype: torch.dtype
 
+    @property
+    def plain(self) -> bool:
+        """Whether its tensors have memory that a pointer can name (fake tensors have none)."""
+        kinds = {type(slot.param) for slot in self.slots}
+        return {type(slot.grad) for slot in self.slots} == {Tensor} and kinds <= _PLAIN
+
 
 class Backend(ABC):
-    """A way to compute step 3. Stateless but for scratch memory, one instance an optimizer."""
+    """A way to compute a step. Stateless but for scratch memory, one instance an optimizer."""
 
     name: ClassVar[str]
 
@@ -97,7 +104,10 @@ class Backend(ABC):
         return finite.logical_not().to(batch.compute_dtype)
 
     def survey(self, batch: Batch) -> Tensor:
-        """See the function `survey`: `broken`, and `sums` where the rule has any."""
+        """First pass over the memory, `(T, 1 + K)`: `broken`, and `sums` where the rule has any.
+
+        Everything in it adds up over the shards of a tensor.
+        """
         broken = self.broken(batch)
         if not batch.rule.summary_size:
             return broken
@@ -106,6 +116,19 @@ class Backend(ABC):
     @abstractmethod
     def sums(self, batch: Batch) -> Tensor:
         """The rule's `summarize` of each tensor, `(T, K)`."""
+
+    def control(self, batch: Batch, survey: Tensor, finite: Tensor | None) -> Tensor:
+        """Run the rule's `control` for all tensors; counters and per-tensor state in place.
+
+        Args:
+            batch: T parameters.
+            survey: `(T, 1 + K)`, added up over all shards.
+            finite: `(T,)` bool, None: all True; see `move`.
+
+        Returns:
+            The signals, `(M, T)`.
+        """
+        return advance(batch, survey[:, 1:], finite)
 
     @abstractmethod
     def move(self, batch: Batch, signals: Tensor, finite: Tensor | None) -> None:
@@ -116,15 +139,10 @@ class Backend(ABC):
 
         Args:
             batch: the parameters.
-            signals: `(M, T)`, from `advance`.
+            signals: `(M, T)`, from `control`.
             finite: `(T,)` bool; where False the tensor and its state stay untouched. None: all
                 are known to be True.
         """
-
-
-def plain(slot: Slot) -> bool:
-    """Whether its tensors have memory that a pointer can name (fake tensors have none)."""
-    return type(slot.grad) is Tensor and type(slot.param) in (Tensor, torch.nn.Parameter)
 
 
 def cuts(total: int, block: int) -> Iterator[tuple[int, int]]:
@@ -133,25 +151,8 @@ def cuts(total: int, block: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + block, total)
 
 
-def survey(batch: Batch, backend: Backend) -> Tensor:
-    """First pass over the memory, `(T, 1 + K)`: 1 where a gradient is not finite, then the sums.
-
-    Everything in it adds up over the shards of a tensor.
-    """
-    return backend.survey(batch)
-
-
 def advance(batch: Batch, sums: Tensor, finite: Tensor | None) -> Tensor:
-    """Run the rule's `control` for all tensors at once; update counters and per-tensor state.
-
-    Args:
-        batch: T parameters.
-        sums: `(T, K)`, over all shards.
-        finite: `(T,)` bool, None: all True; see `Backend.move`.
-
-    Returns:
-        The signals, `(M, T)`.
-    """
+    """`Backend.control` in torch operations, of the sums `(T, K)`."""
     slots, rule = batch.slots, batch.rule
     steps = torch.stack([slot.step for slot in slots]) + 1
     total = None if batch.total_steps is None else torch.full_like(steps, batch.total_steps)
@@ -160,7 +161,7 @@ def advance(batch: Batch, sums: Tensor, finite: Tensor | None) -> Tensor:
         for key in rule.keys_per("tensor")
     }
     clock = Clock(steps, total)
-    signals, new_state = rule.control(sums.mT, facts(batch).mT, state, clock, batch.weights)
+    signals, new_state = rule.control(sums.mT, facts(batch), state, clock, batch.weights)
     overwrite_all_([slot.step for slot in slots], steps, finite)
     for key, value in new_state.items():
         overwrite_all_([slot.state[key] for slot in slots], value.mT, finite)
@@ -168,19 +169,20 @@ def advance(batch: Batch, sums: Tensor, finite: Tensor | None) -> Tensor:
 
 
 def facts(batch: Batch) -> Tensor:
-    """What the rule's `describe` says of the tensors, `(T, D)`."""
-    rows = tuple(batch.rule.describe(slot.shape) for slot in batch.slots)
-    device, dtype = batch.device, batch.compute_dtype
-    if device.type == "cpu":
-        return torch.tensor(rows, dtype=dtype)
+    """What the rule's `describe` says of the tensors, `(D, T)`; kept from step to step."""
+    shapes = tuple([slot.shape for slot in batch.slots])
+    rule, device, dtype = batch.rule, batch.device, batch.compute_dtype
 
     def make() -> Tensor:
-        flat = [number for row in rows for number in row]
-        return numbers(flat, dtype, device).view(len(rows), -1)
+        columns = [*zip(*(rule.describe(shape) for shape in shapes), strict=True)]
+        if device.type == "cpu":
+            return torch.tensor(columns, dtype=dtype).view(-1, len(shapes))
+        flat = [number for column in columns for number in column]
+        return numbers(flat, dtype, device).view(-1, len(shapes))
 
-    if torch.compiler.is_compiling() or not all(plain(slot) for slot in batch.slots):
+    if torch.compiler.is_compiling() or not batch.plain:
         return make()
-    return _FACTS.get((rows, dtype, device), device, make)
+    return _FACTS.get((rule, shapes, dtype, device), device, make)
 
 
 def moved(batch: Batch, param: Tensor, step: Tensor) -> Tensor:

@@ -9,17 +9,18 @@ takes. Computes what the eager reference computes, but for rounding: activations
 from __future__ import annotations
 
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from learned_optim import kernels
 from learned_optim.backends import cpu_default
-from learned_optim.backends.base import Backend, Batch, plain
-from learned_optim.backends.cpu_default import readable
+from learned_optim.backends.base import Backend, Batch
+from learned_optim.backends.copies import contiguous, mark_written, readable, write_back_
 from learned_optim.backends.eager import Eager
 from learned_optim.kernels.checks import MAX_HIDDEN, MAX_LAYERS, STORAGE
-from learned_optim.rules import Default, UpdateRule
+from learned_optim.rules import Default, UpdateRule, Weights
 from learned_optim.rules.l2l import L2L
 
 
@@ -30,6 +31,8 @@ class Cpu(Backend):
 
     def __init__(self) -> None:
         self._eager = Eager()
+        self._flat: list[tuple[Weights, Tensor]] = []
+        self._prepared: WeakKeyDictionary[Batch, cpu_default.Prepared] = WeakKeyDictionary()
 
     @staticmethod
     def supports(rule: UpdateRule, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -48,28 +51,42 @@ class Cpu(Backend):
 
     def broken(self, batch: Batch) -> Tensor:
         """See `Backend.broken`."""
-        if not all(plain(slot) for slot in batch.slots):
+        if not batch.plain:
             return self._eager.broken(batch)
-        found = kernels.not_finite([slot.grad.contiguous() for slot in batch.slots])
+        found = kernels.not_finite(contiguous([slot.grad for slot in batch.slots]))
         return found.unsqueeze(1).to(batch.compute_dtype)
 
     def survey(self, batch: Batch) -> Tensor:
         """See `Backend.survey`; of `default` in one pass."""
-        if type(batch.rule) is Default and all(plain(slot) for slot in batch.slots):
-            return cpu_default.survey(batch)
-        return super().survey(batch)
+        if type(batch.rule) is not Default or not batch.plain:
+            return super().survey(batch)
+        self._prepared[batch] = prepared = cpu_default.Prepared(batch.rule, batch)
+        return prepared.tensors.survey()
 
     def sums(self, batch: Batch) -> Tensor:
         """See `Backend.sums`."""
         return self._eager.sums(batch)
 
+    def control(self, batch: Batch, survey: Tensor, finite: Tensor | None) -> Tensor:
+        """See `Backend.control`; without torch's cost of an operation on each small tensor."""
+        rule, slots = batch.rule, batch.slots
+        # torch's default dtype is that of the counters.
+        if not batch.plain or any([slot.step.dtype != torch.float32 for slot in slots]):  # noqa: C419
+            return super().control(batch, survey, finite)
+        if isinstance(rule, Default):
+            return cpu_default.control(rule, batch, survey, self._weights(batch), finite)
+        goes = [True] * len(slots) if finite is None else finite.tolist()
+        kernels.count_up_([slot.step for slot, go in zip(slots, goes, strict=True) if go])
+        return survey.new_zeros((0, len(slots)))
+
     def move(self, batch: Batch, signals: Tensor, finite: Tensor | None) -> None:
         """See `Backend.move`."""
         rule = batch.rule
-        if not all(plain(slot) for slot in batch.slots):
+        if not batch.plain:
             self._eager.move(batch, signals, finite)
         elif isinstance(rule, Default):
-            cpu_default.move(rule, batch, signals, finite)
+            prepared = self._prepared.pop(batch, None) or cpu_default.Prepared(rule, batch)
+            cpu_default.move(rule, batch, prepared, signals, self._weights(batch), finite)
         elif isinstance(rule, L2L):
             self._move_l2l(rule, batch, finite)
         else:
@@ -79,14 +96,15 @@ class Cpu(Backend):
         slots = batch.slots
         if finite is not None:
             slots = [slot for slot, good in zip(slots, finite.tolist(), strict=True) if good]
-        params = [slot.param.contiguous() for slot in slots]
-        states = [slot.state["cell"].contiguous() for slot in slots]
+        params, cells = [slot.param for slot in slots], [slot.state["cell"] for slot in slots]
+        # Copies stand in for what is not contiguous.
+        rows, states = contiguous(params), contiguous(cells)
         lr = float(batch.lr)
         kernels.lstm_update_(
-            params,
-            [readable(slot.grad) for slot in slots],
+            rows,
+            readable([slot.grad for slot in slots]),
             states,
-            torch.cat([batch.weights[name].reshape(-1) for name in rule.weight_shapes()]),
+            self._weights(batch),
             layers=rule.layers,
             hidden=rule.hidden,
             p=rule.p if rule.preprocess == "log_sign" else None,
@@ -95,12 +113,16 @@ class Cpu(Backend):
             keep=1.0 - lr * batch.decay,
             maximize=batch.maximize,
         )
-        for slot, param, state in zip(slots, params, states, strict=True):
-            # Copies stood in for what is not contiguous; a tensor is its own otherwise.
-            if param is not slot.param:
-                slot.param.copy_(param)
-            elif not param.is_inference():
-                # The kernel writes behind autograd's back; a later backward must notice.
-                torch.autograd.graph.increment_version(param)
-            if state is not slot.state["cell"]:
-                slot.state["cell"].copy_(state)
+        mark_written(params)
+        write_back_(params, rows)
+        write_back_(cells, states)
+
+    def _weights(self, batch: Batch) -> Tensor:
+        """The rule's weights in one row, in the order of `weight_shapes`; made once."""
+        for weights, flat in self._flat:
+            if weights is batch.weights:
+                return flat
+        names = batch.rule.weight_shapes()
+        flat = torch.cat([batch.weights[name].reshape(-1) for name in names])
+        self._flat.append((batch.weights, flat))
+        return flat

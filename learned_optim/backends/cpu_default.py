@@ -6,106 +6,119 @@ one tensor: so many tensors share a call, and few megabytes are in use.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from learned_optim import kernels
-from learned_optim.backends.base import Batch
+from learned_optim.backends.base import Batch, facts
+from learned_optim.backends.copies import contiguous, mark_written, readable, write_back_
 from learned_optim.backends.last_stage import Unfinished
 from learned_optim.rules.default import Default
 
 WAITING = 1 << 19
 
 
-def readable(grad: Tensor) -> Tensor:
-    """The gradient in row-major memory that holds its very values; itself where it does."""
-    return grad.contiguous().resolve_neg()
+class Prepared:
+    """The tensors of a batch where the kernels can have them, for all of a step.
+
+    Args:
+        rule: the batch's.
+        batch: T parameters.
+    """
+
+    def __init__(self, rule: Default, batch: Batch) -> None:
+        slots, keys = batch.slots, rule.keys_per("coordinate")
+        self.params = [slot.param for slot in slots]
+        self._entries = [self.params, *([slot.state[key] for slot in slots] for key in keys)]
+        # Copies stand in for what is not contiguous.
+        self.rows = [contiguous(entry) for entry in self._entries]
+        self.tensors = kernels.DefaultTensors(
+            self.rows[0],
+            readable([slot.grad for slot in slots]),
+            self.rows[1],
+            self.rows[2] if rule.hidden else None,
+            hidden=rule.hidden,
+            maximize=batch.maximize,
+        )
+
+    def write_back_(self) -> None:
+        """After the last change."""
+        mark_written(self.params)
+        for entry, copies in zip(self._entries, self.rows, strict=True):
+            write_back_(entry, copies)
 
 
-def survey(batch: Batch) -> Tensor:
-    """See `Backend.survey`."""
+def control(
+    rule: Default, batch: Batch, found: Tensor, weights: Tensor, finite: Tensor | None
+) -> Tensor:
+    """See `Backend.control`; `found` by the survey, `weights` the rule's in one row."""
     slots = batch.slots
-    return kernels.default_survey(
-        [slot.param.contiguous() for slot in slots],
-        [readable(slot.grad) for slot in slots],
-        [slot.state["moments"].contiguous() for slot in slots],
-        maximize=batch.maximize,
+    kept = [slot.state["controller"] for slot in slots] if rule.controller else []
+    cells = contiguous(kept)
+    signals = kernels.default_control_(
+        found.contiguous(),
+        facts(batch),
+        [slot.step for slot in slots],
+        [slot.state["origin"] for slot in slots],
+        cells if rule.controller else None,
+        weights,
+        units=rule.controller,
+        hidden=rule.hidden,
+        total_steps=batch.total_steps,
+        finite=finite,
     )
+    write_back_(kept, cells)
+    return signals
 
 
-def move(rule: Default, batch: Batch, signals: Tensor, finite: Tensor | None) -> None:
-    """See `Backend.move`."""
-    params = [slot.param.contiguous() for slot in batch.slots]
-    # Copies stand in for what is not contiguous; a tensor is its own otherwise.
-    keys = rule.keys_per("coordinate")
-    states = [{key: slot.state[key].contiguous() for key in keys} for slot in batch.slots]
-    sits_out = [False] * len(params) if finite is None else (~finite).tolist()
-    unfinished = Unfinished(batch, [param.view(-1) for param in params], signals, finite)
-    weights = torch.cat([batch.weights[key].reshape(-1) for key in rule.weight_shapes()])
-    for group in _groups(rule, batch):
+def move(
+    rule: Default,
+    batch: Batch,
+    prepared: Prepared,
+    signals: Tensor,
+    weights: Tensor,
+    finite: Tensor | None,
+) -> None:
+    """See `Backend.move`; `weights` the rule's in one row."""
+    slots, params, lr = batch.slots, prepared.rows[0], float(batch.lr)
+    sits_out = [] if finite is None else finite.logical_not().nonzero().flatten().tolist()
+    late = {i: params[i].view(-1) for i, slot in enumerate(slots) if rule.finishes(slot.shape)}
+    unfinished = Unfinished(batch, late, signals, finite)
+    for group in _groups(len(slots), late):
+        # Whole steps only: one that sits out goes to the last stage all the same, as zero.
         steps = {
-            # Whole steps only: one that sits out goes to the last stage all the same, as zero.
-            i: (torch.zeros if sits_out[i] else torch.empty)(params[i].numel(), dtype=torch.float32)
+            i: (torch.zeros if i in sits_out else torch.empty)(len(late[i]), dtype=torch.float32)
             for i in group
-            if rule.finishes(batch.slots[i].shape)
+            if i in late
         }
-        moving = [i for i in group if not sits_out[i]]
-        _update_(rule, batch, signals, weights, moving, params, states, steps)
+        prepared.tensors.update_(
+            signals,
+            weights,
+            units=rule.controller,
+            moving=[i for i in group if i not in sits_out] if sits_out else group,
+            steps=steps,
+            lr=lr,
+            keep=1.0 - lr * batch.decay,
+        )
         for index, step in steps.items():
             if step.numel():
                 unfinished.put(index, 0, step)
         unfinished.move_whole_()
     unfinished.move_whole_()
-    for slot, param, state in zip(batch.slots, params, states, strict=True):
-        if param is not slot.param:
-            slot.param.copy_(param)
-        elif not param.is_inference():
-            # The kernel writes behind autograd's back; a later backward must notice.
-            torch.autograd.graph.increment_version(param)
-        for key, value in state.items():
-            if value is not slot.state[key]:
-                slot.state[key].copy_(value)
+    prepared.write_back_()
 
 
-def _groups(rule: Default, batch: Batch) -> Iterator[list[int]]:
+def _groups(count: int, late: Mapping[int, Tensor]) -> Iterator[list[int]]:
     """Indices of the slots in order, cut so that few steps wait for the matrix stage."""
     group: list[int] = []
     waiting = 0
-    for index, slot in enumerate(batch.slots):
-        count = slot.param.numel() if rule.finishes(slot.shape) else 0
-        if group and waiting + count > WAITING:
+    for index in range(count):
+        size = late[index].numel() if index in late else 0
+        if group and waiting + size > WAITING:
             yield group
             group, waiting = [], 0
         group.append(index)
-        waiting += count
+        waiting += size
     yield group
-
-
-def _update_(
-    rule: Default,
-    batch: Batch,
-    signals: Tensor,
-    weights: Tensor,
-    moving: list[int],
-    params: list[Tensor],
-    states: list[dict[str, Tensor]],
-    steps: dict[int, Tensor],
-) -> None:
-    """One call of the kernel, for the slots of these indices."""
-    lr = float(batch.lr)
-    kernels.default_update_(
-        [params[i] for i in moving],
-        [readable(batch.slots[i].grad) for i in moving],
-        [states[i]["moments"] for i in moving],
-        [states[i]["cell"] for i in moving] if rule.hidden else None,
-        [steps.get(i) for i in moving],
-        signals[:, moving].contiguous(),
-        weights,
-        units=rule.controller,
-        hidden=rule.hidden,
-        lr=lr,
-        keep=1.0 - lr * batch.decay,
-        maximize=batch.maximize,
-    )

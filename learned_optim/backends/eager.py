@@ -147,7 +147,9 @@ class Eager(Backend):
         blocks = (
             few(lengths) if torch.compiler.is_compiling() else stream(lengths, block_size(batch))
         )
-        unfinished = Unfinished(batch, [flat.param for flat in flats], signals, finite)
+        unfinished = Unfinished(
+            batch, {i: flat.param for i, flat in enumerate(flats)}, signals, finite
+        )
         for block in blocks:
             self._move_block(batch, flats, block, signals, finite, unfinished)
             unfinished.move_whole_()

@@ -7,15 +7,16 @@ loaded before the first call.
 from __future__ import annotations
 
 from learned_optim.kernels.checks import weight_count
+from learned_optim.kernels.default_control import default_control_
 from learned_optim.kernels.default_runs import (
     DefaultState,
     default_step_,
     default_weight_count,
 )
-from learned_optim.kernels.default_update import default_survey, default_update_
+from learned_optim.kernels.default_update import DefaultTensors
 from learned_optim.kernels.lstm import lstm_bptt, lstm_step_, lstm_vjp
 from learned_optim.kernels.native import Unavailable, why_not
-from learned_optim.kernels.update import lstm_update_, not_finite
+from learned_optim.kernels.update import count_up_, lstm_update_, not_finite
 
 
 def available() -> bool:
@@ -25,11 +26,12 @@ def available() -> bool:
 
 __all__ = [
     "DefaultState",
+    "DefaultTensors",
     "Unavailable",
     "available",
+    "count_up_",
+    "default_control_",
     "default_step_",
-    "default_survey",
-    "default_update_",
     "default_weight_count",
     "lstm_bptt",
     "lstm_step_",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ MAX_LAYERS = 8
 MAX_HIDDEN = 256
 # Storage dtypes of an optimizer's tensors, numbered as in src/table.h; arithmetic is float32.
 STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_DTYPE, _ON_CPU = attrgetter("dtype"), attrgetter("is_cpu")
 
 
 def weight_count(layers: int, hidden: int, inputs: int) -> int:
@@ -50,6 +52,17 @@ def check_float32(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must be contiguous but has strides {tensor.stride()}")
 
 
+def check_all_float32(name: str, tensors: Sequence[Tensor], counts: Sequence[int]) -> None:
+    """Refuse anything but contiguous float32 of these numbers of elements on the CPU."""
+    if tensors and storage_type(name, tensors, counts) != STORAGE[torch.float32]:
+        raise ValueError(f"{name} must be float32 but are {tensors[0].dtype}")
+
+
+def pointers(tensors: Sequence[Tensor]) -> native.Table:
+    """Where they lie."""
+    return native.Table([*map(Tensor.data_ptr, tensors)])
+
+
 def thread_count(threads: int | None) -> int:
     """`threads`, by default torch's number."""
     if threads is None:
@@ -59,19 +72,32 @@ def thread_count(threads: int | None) -> int:
     return threads
 
 
-def storage_type(name: str, tensors: Sequence[Tensor], counts: list[int], rows: int = 1) -> int:
+def storage_type(name: str, tensors: Sequence[Tensor], counts: Sequence[int], rows: int = 1) -> int:
     """The common dtype's number; refuses what the kernel cannot read through a pointer."""
     dtype = tensors[0].dtype
     if dtype not in STORAGE:
         raise ValueError(f"{name} must be one of {[*STORAGE]} but is {dtype}")
-    for index, (tensor, count) in enumerate(zip(tensors, counts, strict=True)):
+    wanted = [rows * count for count in counts]
+    # By columns: with small tensors every turn of a loop is felt.
+    alike = {*map(_DTYPE, tensors)} == {dtype} and all(map(_ON_CPU, tensors))
+    if not alike or not all(map(Tensor.is_contiguous, tensors)):
+        raise _refusal(name, tensors, wanted)
+    if [*map(Tensor.numel, tensors)] != wanted:
+        raise _refusal(name, tensors, wanted)
+    return STORAGE[dtype]
+
+
+def _refusal(name: str, tensors: Sequence[Tensor], wanted: list[int]) -> ValueError:
+    """What is wrong with the first tensor that is not as it must be."""
+    dtype = tensors[0].dtype
+    for index, (tensor, count) in enumerate(zip(tensors, wanted, strict=True)):
         if tensor.dtype != dtype or not tensor.is_contiguous() or not tensor.is_cpu:
-            raise ValueError(
+            return ValueError(
                 f"all of {name} must be contiguous {dtype} on the CPU but number {index} is "
                 f"{tensor.dtype} on {tensor.device} with strides {tensor.stride()}"
             )
-        if tensor.numel() != rows * count:
-            raise ValueError(
-                f"{name}[{index}] must have {rows * count} elements but has {tensor.numel()}"
+        if tensor.numel() != count:
+            return ValueError(
+                f"{name}[{index}] must have {count} elements but has {tensor.numel()}"
             )
-    return STORAGE[dtype]
+    raise AssertionError(f"nothing is wrong with {name}")

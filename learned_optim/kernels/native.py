@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
 
 LEVELS = ("baseline", "avx2", "avx512")
@@ -154,6 +156,26 @@ class DefaultControlArguments(ctypes.Structure):
     )
 
 
+class DefaultKeptArguments(ctypes.Structure):
+    """See src/table.h."""
+
+    _fields_ = (
+        ("steps", _Pointer),
+        ("origins", _Pointer),
+        ("cells", _Pointer),
+        ("finite", _Pointer),
+    )
+
+
+class CountArguments(ctypes.Structure):
+    """See src/table.h."""
+
+    _fields_ = (
+        ("count", _Int64),
+        ("numbers", _Pointer),
+    )
+
+
 class DefaultRunsArguments(ctypes.Structure):
     """See src/table.h."""
 
@@ -235,6 +257,25 @@ def level() -> int:
     if cap not in LEVELS:
         raise ValueError(f"LEARNED_OPTIM_ISA must be one of {', '.join(LEVELS)} but is {cap!r}")
     return min(LEVELS.index(cap), best_level())
+
+
+class Table:
+    """Pointers and other int64 in memory that a kernel reads while this object lives.
+
+    Args:
+        values: of a column.
+        *more: other columns as long; side by side, row after row.
+    """
+
+    def __init__(self, values: Sequence[int], *more: Sequence[int]) -> None:
+        self._memory = array("q", bytes(8 * len(values) * (1 + len(more))))
+        for index, column in enumerate((values, *more)):
+            self._memory[index :: 1 + len(more)] = array("q", column)
+
+    @property
+    def address(self) -> int:
+        """Of the first number."""
+        return self._memory.buffer_info()[0]
 
 
 def call(function: str, *arguments: ctypes.Structure) -> None:

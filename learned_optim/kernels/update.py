@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 
 import torch
@@ -10,8 +9,10 @@ from torch import Tensor
 
 from learned_optim.kernels import native
 from learned_optim.kernels.checks import (
+    check_all_float32,
     check_float32,
     lstm_arguments,
+    pointers,
     storage_type,
     thread_count,
     weight_count,
@@ -36,19 +37,33 @@ def not_finite(tensors: Sequence[Tensor], *, threads: int | None = None) -> Tens
     if not tensors:
         return broken
     counts = [tensor.numel() for tensor in tensors]
-    pointers = [tensor.data_ptr() for tensor in tensors]
-    many = ctypes.c_int64 * len(tensors)
-    addresses, sizes = many(*pointers), many(*counts)
+    addresses, sizes = pointers(tensors), native.Table(counts)
     arguments = native.FiniteArguments(
         count=len(tensors),
-        tensors=ctypes.addressof(addresses),
-        sizes=ctypes.addressof(sizes),
+        tensors=addresses.address,
+        sizes=sizes.address,
         broken=broken.data_ptr(),
         type=storage_type("tensors", tensors, counts),
         threads=thread_count(threads),
     )
     native.call("learned_optim_finite", arguments)
     return broken
+
+
+def count_up_(counters: Sequence[Tensor]) -> None:
+    """Add 1 to each.
+
+    Args:
+        counters: `()` each, float32.
+
+    Raises:
+        ValueError: for a wrong size, dtype, device or layout.
+        native.Unavailable: where the kernels are not built.
+    """
+    check_all_float32("counters", counters, [1] * len(counters))
+    addresses = pointers(counters)
+    arguments = native.CountArguments(count=len(counters), numbers=addresses.address)
+    native.call("learned_optim_count", arguments)
 
 
 def lstm_update_(
@@ -97,13 +112,11 @@ def lstm_update_(
     param_type = storage_type("params", params, counts)
     grad_type = storage_type("grads", grads, counts)
     state_type = storage_type("states", states, counts, 2 * layers * hidden)
-    table: list[int] = []
-    for param, grad, state, count in zip(params, grads, states, counts, strict=True):
-        table += grad.data_ptr(), param.data_ptr(), state.data_ptr(), count
-    tensors = (ctypes.c_int64 * len(table))(*table)
+    columns = [[*map(Tensor.data_ptr, column)] for column in (grads, params, states)]
+    tensors = native.Table(*columns, counts)
     arguments = native.UpdateArguments(
         count=len(counts),
-        tensors=ctypes.addressof(tensors),
+        tensors=tensors.address,
         weights=weights.data_ptr(),
         scale=scale,
         lr=lr,

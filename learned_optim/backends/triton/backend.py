@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.backends.base import Backend, Batch
+from learned_optim.backends.copies import mark_written
 from learned_optim.backends.eager import Eager
 from learned_optim.backends.kept import capturing
 from learned_optim.backends.triton import ops
@@ -116,10 +117,7 @@ class Triton(Backend):
         else:
             raise TypeError(f"the triton backend does not know the rule {rule.name!r}")
         if not torch.compiler.is_compiling():
-            # The kernels write behind autograd's back; a later backward must notice.
-            for slot in batch.slots:
-                if not slot.param.is_inference():
-                    torch.autograd.graph.increment_version(slot.param)
+            mark_written(slot.param for slot in batch.slots)
 
     def _weights(self, batch: Batch) -> Packed:
         """The rule's weights as the kernels read them; made once where nothing is traced.

@@ -16,6 +16,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from learned_optim.backends.copies import readable, write_back_
 from learned_optim.backends.kept import Kept, numbers
 from learned_optim.backends.triton import kernels as _kernels
 from learned_optim.backends.triton.packing import by_products, padded
@@ -128,18 +129,6 @@ def add_up_constants(width: int) -> dict[str, Any]:
     return {"COLUMNS": width, "PADDED": 1 << (width - 1).bit_length(), **cut}
 
 
-def contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors, or row-major copies of those that are not."""
-    return [tensor.contiguous().resolve_neg() for tensor in tensors]
-
-
-def write_back_(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
-    """Copy into place what was a copy."""
-    for tensor, copy in zip(tensors, copies, strict=True):
-        if copy is not tensor:
-            tensor.copy_(copy)
-
-
 class Launch:
     """T tensors with gradients and state, ready for kernels.
 
@@ -224,9 +213,9 @@ def survey(
     Two kernels: sums over blocks, and sums over those in a fixed order, so that the result is the
     same every time.
     """
-    flat = contiguous(grads)
+    flat = readable(grads)
     # Without sums the gradients are all that is read.
-    entries = [contiguous(params), contiguous(moments)] if moments else [flat]
+    entries = [readable(params), readable(moments)] if moments else [flat]
     launch = Launch(flat, entries, SURVEY_BLOCK)
     width = 1 + (len(default.SUMS) if moments else 0)
     rows = torch.empty(len(grads), width, dtype=torch.float32, device=launch.device)
@@ -257,9 +246,9 @@ def l2l_(
     sizes: L2LSizes,
 ) -> None:
     """A step of the rule `l2l` on T tensors, in place; `columns` and `matrices` from `pack`."""
-    rows = [contiguous(params), contiguous(cells)]
+    rows = [readable(params), readable(cells)]
     constants = l2l_constants(sizes)
-    launch = Launch(contiguous(grads), rows, constants["BLOCK"])
+    launch = Launch(readable(grads), rows, constants["BLOCK"])
     p = 1.0 if sizes.p is None else sizes.p
     with launch.guard():
         for start, blocks, wide in launch.spans():
@@ -303,8 +292,8 @@ class DefaultStep:
         late: Sequence[int] = (),
     ) -> None:
         self._entries = [entry for entry in (params, moments, cells) if entry]
-        self._rows = [contiguous(entry) for entry in self._entries]
-        self._launch = Launch(contiguous(grads), self._rows, MULTIPLIED_OUT.block, late)
+        self._rows = [readable(entry) for entry in self._entries]
+        self._launch = Launch(readable(grads), self._rows, MULTIPLIED_OUT.block, late)
         self._columns, self._signals, self._group = columns, signals.contiguous(), group
         hidden = cells[0].shape[0] // 2 if cells else 0
         self._constants = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learned_optim.backends.base import Batch, plain
+from learned_optim.backends.base import Batch
 from learned_optim.backends.last_stage import Unfinished
 from learned_optim.backends.triton import ops
 from learned_optim.backends.triton.packing import Packed
@@ -28,7 +28,7 @@ def entries(batch: Batch) -> list[list[Tensor]]:
 
 def fits(batch: Batch) -> bool:
     """Whether kernels can read its tensors: memory that a pointer can name, one dtype an entry."""
-    if not all(plain(slot) for slot in batch.slots):
+    if not batch.plain:
         return False
     found = [{tensor.dtype for tensor in tensors} for tensors in entries(batch)]
     alike = all(len(kinds) == 1 and kinds <= set(STORAGE) for kinds in found)
@@ -75,7 +75,8 @@ def move_default(
     group = Group(finite, *settings(batch))
     step = DefaultStep(grads, params, moments, cells, columns, signals, group, late)
     step.move_()
-    unfinished = Unfinished(batch, step.flat_params, signals, finite)
+    flat = dict(enumerate(step.flat_params))
+    unfinished = Unfinished(batch, flat, signals, finite)
     for index in late:
         count = batch.slots[index].param.numel()
         if count:
@@ -102,7 +103,7 @@ def trace_default(
     together = [index for index in range(len(batch.slots)) if index not in late]
     if together:
         move(together, None)
-    flat = [slot.param.contiguous().view(-1) for slot in batch.slots]
+    flat = {index: batch.slots[index].param.contiguous().view(-1) for index in late}
     unfinished = Unfinished(batch, flat, signals, finite)
     for index in late:
         param = batch.slots[index].param

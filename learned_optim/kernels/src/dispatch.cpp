@@ -56,6 +56,12 @@ EXPORT int learned_optim_finite(int level, const FiniteArguments* a) {
   return find(level)->finite(a);
 }
 
+// Adds 1 to each of `count` numbers.
+EXPORT int learned_optim_count(int, const CountArguments* a) {
+  for (long i = 0; i < a->count; i++) *a->numbers[i] += 1;
+  return 0;
+}
+
 EXPORT int learned_optim_default_survey(int level, const DefaultArguments* a) {
   return find(level)->default_survey(a);
 }
@@ -64,8 +70,9 @@ EXPORT int learned_optim_default_update(int level, const DefaultArguments* a) {
   return find(level)->default_update(a);
 }
 
-EXPORT int learned_optim_default_control(int level, const DefaultControlArguments* a) {
-  return find(level)->default_control(a);
+EXPORT int learned_optim_default_control(int level, const DefaultControlArguments* a,
+                                         const DefaultKeptArguments* kept) {
+  return find(level)->default_control(a, kept);
 }
 
 EXPORT int learned_optim_default_runs(int level, const DefaultControlArguments* control,

@@ -1,7 +1,7 @@
 // The kernels for one instruction set: compiled once for each, with its flags and
 // -DTABLE=<name of the table that dispatch.cpp knows>.
 #include "bptt.h"
-#include "default_control.h"
+#include "default_kept.h"
 #include "default_runs.h"
 #include "default_survey.h"
 #include "default_update.h"
@@ -67,5 +67,5 @@ const Table TABLE = {W,
                      run_finite,
                      run_default_survey,
                      run_default_update,
-                     run_default_control,
+                     run_default_kept,
                      run_default_runs};

@@ -58,6 +58,12 @@ struct FiniteArguments {
   int32_t type, threads;
 };
 
+// Numbers that are counted up by 1.
+struct CountArguments {
+  int64_t count;
+  float* const* numbers;
+};
+
 // One parameter tensor under the rule `default`: (2, count) moments, (2 H, count) cell, whose rows
 // lie `stride` numbers apart. The step goes to `out`; where that is null, `param` is moved.
 struct DefaultTensor {
@@ -91,6 +97,14 @@ struct DefaultControlArguments {
   int32_t units, hidden;
 };
 
+// What each tensor of an optimizer keeps under the rule `default`, in place of `step`, `origin` and
+// `cell` above: the number of its steps, its scale at the first of them, the controller's
+// (2 * units). Where `finite` (null: everywhere) is 0, a tensor's stay as they are.
+struct DefaultKeptArguments {
+  float *const *steps, *const *origins, *const *cells;
+  const uint8_t* finite;
+};
+
 // A step of `rules` sets of weights, each with tensors of these sizes side by side: (rules, N)
 // gradients, parameters and steps, (rules, 2, N) moments, (rules, 2 H, N) cell, all float32.
 struct DefaultRunsArguments {
@@ -111,6 +125,6 @@ struct Table {
   int (*finite)(const FiniteArguments*);
   int (*default_survey)(const DefaultArguments*);
   int (*default_update)(const DefaultArguments*);
-  int (*default_control)(const DefaultControlArguments*);
+  int (*default_control)(const DefaultControlArguments*, const DefaultKeptArguments*);
   int (*default_runs)(const DefaultControlArguments*, const DefaultRunsArguments*);
 };

@@ -1,0 +1,82 @@
+"""What the rule `default` does once a tensor, for the tensors of an optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from learned_optim.kernels import native
+from learned_optim.kernels.checks import check_all_float32, check_float32, pointers
+from learned_optim.kernels.default_runs import FACTS, SIGNALS, SUMS, default_weight_count
+
+
+def default_control_(
+    survey: Tensor,
+    facts: Tensor,
+    steps: Sequence[Tensor],
+    origins: Sequence[Tensor],
+    controllers: Sequence[Tensor] | None,
+    weights: Tensor,
+    *,
+    units: int,
+    hidden: int,
+    total_steps: float | None = None,
+    finite: Tensor | None = None,
+) -> Tensor:
+    """`Default.control`; counts `steps` up, `origins` and `controllers` in place.
+
+    Args:
+        survey: `(T, 1 + 5)`, of `DefaultTensors`; at least one tensor.
+        facts: `(4, T)`, what `Default.describe` says of the tensors.
+        steps: `()` each, float32: steps taken so far.
+        origins: `(1,)` each, float32.
+        controllers: `(2 * units,)` each, float32: h then c; None where `units` is 0.
+        weights: `(default_weight_count(units, hidden),)`, see `default_step_`.
+        units: of the controller.
+        hidden: units of the coordinates' LSTM; tells how long `weights` are.
+        total_steps: None where the horizon is unknown.
+        finite: `(T,)` bool; where False a tensor keeps all three. None: all are True.
+
+    Returns:
+        The signals, `(M, T)`.
+
+    Raises:
+        ValueError: for a wrong size, dtype, device or layout.
+        native.Unavailable: where the kernels are not built.
+    """
+    count = len(steps)
+    check_float32("survey", survey, (count, 1 + SUMS))
+    check_float32("facts", facts, (FACTS, count))
+    check_float32("weights", weights, (default_weight_count(units, hidden),))
+    check_all_float32("steps", steps, [1] * count)
+    check_all_float32("origins", origins, [1] * count)
+    if units and controllers is not None:
+        check_all_float32("controllers", controllers, [2 * units] * count)
+    elif units:
+        raise ValueError(f"controllers must be given where units > 0, which is {units}")
+    if finite is not None and (finite.dtype, tuple(finite.shape)) != (torch.bool, (count,)):
+        raise ValueError(f"finite must be ({count},) bool but is {finite.shape} {finite.dtype}")
+    total = None if total_steps is None else torch.full((count,), float(total_steps))
+    signals = torch.empty(SIGNALS, count, dtype=torch.float32)
+    tables = [pointers(tensors) for tensors in (steps, origins, controllers or [])]
+    control = native.DefaultControlArguments(
+        rules=1,
+        tensors=count,
+        weights=weights.data_ptr(),
+        facts=facts.data_ptr(),
+        total=None if total is None else total.data_ptr(),
+        survey=survey.data_ptr(),
+        signals=signals.data_ptr(),
+        units=units,
+        hidden=hidden,
+    )
+    kept = native.DefaultKeptArguments(
+        steps=tables[0].address,
+        origins=tables[1].address,
+        cells=tables[2].address,
+        finite=None if finite is None else finite.data_ptr(),
+    )
+    native.call("learned_optim_default_control", control, kept)
+    return signals
