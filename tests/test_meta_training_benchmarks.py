@@ -255,4 +255,6 @@ def test_each_committed_result_of_the_engine_has_its_table():
     assert f"{row['ms']:.2f} ({row['times_faster']:.1f}x)" in tables["meta_training_throughput"]
     assert len(tables["meta_training_throughput"].splitlines()) == 2 + 6
     assert tables["estimators"].count("none seen") >= 3
-    assert "| 20 | 5 | 2 of 2 |" in tables["fault_test"]
+    # How many whole runs 20 kills make depends on the machine.
+    runs = committed("fault_test.json")["runs"]
+    assert f"| 20 | 5 | {runs} of {runs} |" in tables["fault_test"]
