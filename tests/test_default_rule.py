@@ -119,6 +119,26 @@ def test_the_optimizer_takes_the_steps_that_meta_training_takes(total_steps: int
 
 
 @HORIZONS
+def test_with_the_sign_of_a_coordinate_flips_its_step_and_nothing_else(total_steps: int | None):
+    source = wild(RULE, size=0.5)
+    starts = [randn((40,), 1).double(), randn((30,), 2).double()]
+    signs = [torch.where(randn(p.shape, 7 + i) > 0, 1.0, -1.0) for i, p in enumerate(starts)]
+    ends = []
+    for flips in ([torch.ones_like(sign) for sign in signs], signs):
+        params = [nn.Parameter(p * flip) for p, flip in zip(starts, flips, strict=True)]
+        optimizer = make(params, source, total_steps=total_steps)
+        for k in range(6):
+            for index, (param, flip) in enumerate(zip(params, flips, strict=True)):
+                param.grad = randn(param.shape, 100 * k + index).double() * flip
+                param.grad[:5] = 0  # never touched
+            optimizer.step()
+        ends.append([p.detach() * flip for p, flip in zip(params, flips, strict=True)])
+    for plain, flipped, begin in zip(*ends, starts, strict=True):
+        torch.testing.assert_close(flipped, plain, rtol=1e-12, atol=0)
+        assert torch.equal(plain[:5], begin[:5])
+
+
+@HORIZONS
 @pytest.mark.parametrize("seed", range(3))
 def test_no_weights_make_a_step_longer_than_the_bound(total_steps: int | None, seed: int):
     longest = 0.0

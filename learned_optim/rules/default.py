@@ -195,13 +195,18 @@ class Default(UpdateRule):
         new_state = {"moments": torch.stack((m, v), dim=-2)}
         if self.hidden:
             theta = (coords.param * s["theta_scale"]).clamp(-CLIP, CLIP)
+            # Seen from the side that the direction points to: with the sign of a coordinate flips
+            # its step and nothing else. Otherwise the answer to no gradient at all would push all
+            # coordinates the same way, and what the LSTM adds would drift with every step.
+            side = direction.sign()
+            fresh, direction, theta = fresh * side, direction * side, theta * side
             inputs = (fresh, direction, relative_v.log() / 8, theta, s["say0"], s["say1"])
             x = torch.stack(torch.broadcast_tensors(*inputs), dim=-2)
             cell = _level(weights, "coordinate")
             h, new_state["cell"] = CELLS["lstm"].function(x, state["cell"], cell)
             bends = affine(weights["coordinate.head.w"], h, weights["coordinate.head.b"])
             turn, add, free = bends.tanh().unbind(-2)
-            direction = direction * (1 + TURN * turn) + ADD * add * fresh + FREE * free
+            direction = side * (direction * (1 + TURN * turn) + ADD * add * fresh + FREE * free)
         return -s["length"] * direction, new_state
 
     def finishes(self, shape: tuple[int, ...]) -> bool:

@@ -217,6 +217,8 @@ def default_update(
         cell_at = address(tensors + 2 * stride, tensor, CELL, ALIGNED)
         COLUMN: tl.constexpr = 4 * PADDED
         theta = clamp(param * signal(signals, 5, stride, tensor), bound)
+        side = tl.where(direction > 0, 1.0, 0.0) - tl.where(direction < 0, 1.0, 0.0)
+        fresh, direction, theta = fresh * side, direction * side, theta * side
         i, f, o, g = column(columns, PADDED)
         say0, say1 = signal(signals, 9, stride, tensor), signal(signals, 10, stride, tensor)
         i, f, o, g = add_input(i, f, o, g, say0, columns + 5 * COLUMN, PADDED)
@@ -235,6 +237,7 @@ def default_update(
         direction = direction * (1 + turn * bend(h, head, unit, 0, PADDED))
         direction += add * bend(h, head, unit, 1, PADDED) * fresh
         direction += free * bend(h, head, unit, 2, PADDED)
+        direction *= side
     step = -signal(signals, 6, stride, tensor) * direction
     good = inside & is_finite(step)
     # Other threads of the program may still have to read what these overwrite.

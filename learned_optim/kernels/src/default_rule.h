@@ -103,8 +103,9 @@ inline DefaultTile lay_out_default_tile(int hidden, Arena& arena) {
 
 INLINE vf square_safe(vf x) { return clamp(x, -LARGEST_SQUARABLE, LARGEST_SQUARABLE); }
 
-// Moments before -> after, and the coordinate's own inputs.
-INLINE void default_inputs(const Signals& s, const DefaultTile& tile) {
+// Moments before -> after, and the coordinate's own inputs; with `sided` as seen from the side that
+// the direction points to, which is left where the step will be.
+INLINE void default_inputs(const Signals& s, const DefaultTile& tile, bool sided) {
 #pragma GCC unroll 8
   for (int i = 0; i < V; i++) {
     const long at = (long)i * W;
@@ -114,10 +115,13 @@ INLINE void default_inputs(const Signals& s, const DefaultTile& tile) {
     vf relative = v * s.v_scale + DEAD, per_root = reciprocal_root(relative);
     store(tile.m + at, m);
     store(tile.v + at, v);
-    store(tile.x + at, clamp(g * s.g_scale * per_root, -CLIP, CLIP));
-    store(tile.x + TV + at, clamp(m * s.m_scale * per_root, -CLIP, CLIP));
+    const vf direction = clamp(m * s.m_scale * per_root, -CLIP, CLIP);
+    const vf side = sided ? sign(direction) : set1(1.0f);
+    store(tile.step + at, side);
+    store(tile.x + at, side * clamp(g * s.g_scale * per_root, -CLIP, CLIP));
+    store(tile.x + TV + at, side * direction);
     store(tile.x + 2 * TV + at, log_normal(relative) * 0.125f);
-    store(tile.x + 3 * TV + at, clamp(load(tile.param + at) * s.theta_scale, -CLIP, CLIP));
+    store(tile.x + 3 * TV + at, side * clamp(load(tile.param + at) * s.theta_scale, -CLIP, CLIP));
   }
 }
 
@@ -126,7 +130,7 @@ template <int H>
 INLINE void default_tile(int hidden_, const float* forward, const float* head, const Signals& s,
                          const DefaultTile& tile) {
   const int hidden = H ? H : hidden_;
-  default_inputs(s, tile);
+  default_inputs(s, tile, hidden > 0);
   vf bends[DEFAULT_BENDS][V] = {};
   if (hidden) {
     float *h = tile.cell, *c = h + hidden * (long)TV;
@@ -143,8 +147,9 @@ INLINE void default_tile(int hidden_, const float* forward, const float* head, c
   for (int i = 0; i < V; i++) {
     vf fresh = load(tile.x + i * W), direction = load(tile.x + TV + i * W);
     if (hidden)
-      direction = direction * (1.0f + TURN * tanh(bends[0][i])) + ADD * tanh(bends[1][i]) * fresh +
-                  FREE * tanh(bends[2][i]);
+      direction = load(tile.step + i * W) *
+                  (direction * (1.0f + TURN * tanh(bends[0][i])) +
+                   ADD * tanh(bends[1][i]) * fresh + FREE * tanh(bends[2][i]));
     store(tile.step + i * W, direction * -s.length);
   }
 }

@@ -51,6 +51,12 @@ INLINE vf vmin(vf a, vf b) { return a < b ? a : b; }
 INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
 #endif
 
+// -1, 0 or 1.
+INLINE vf sign(vf x) {
+  const vi one = bits(set1(1.0f));
+  return from_bits(one & (vi)(x > 0.0f)) - from_bits(one & (vi)(x < 0.0f));
+}
+
 // x inside [low, high]; NaN stays NaN (the second operand wins a comparison that is false).
 INLINE vf clamp(vf x, float low, float high) { return vmin(set1(high), vmax(set1(low), x)); }
 
