@@ -15,7 +15,8 @@ from torch import Tensor
 from learned_optim import kernels
 from learned_optim.kernels import build, default_runs, native
 from learned_optim.meta_training import fused
-from learned_optim.meta_training.unroll import Layout, apply_rule, initial_state, make_clock
+from learned_optim.meta_training.layout import Layout
+from learned_optim.meta_training.unroll import apply_rule, initial_state, make_clock
 from learned_optim.rules import Coordinates, Default, State
 from learned_optim.rules.default import (
     ADVICE,

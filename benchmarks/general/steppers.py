@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from learned_optim.meta_training.unroll import Layout, initial_state, make_clock
+from learned_optim.meta_training.layout import Layout
+from learned_optim.meta_training.unroll import initial_state, make_clock
 from learned_optim.optimizer import LearnedOptimizer
 from learned_optim.rules import Coordinates, State
 from learned_optim.tasks import Params

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from learned_optim.meta_training import fused
-from learned_optim.meta_training.unroll import Carry, Layout, Runs, apply_rule, make_clock
+from learned_optim.meta_training.layout import Layout
+from learned_optim.meta_training.unroll import Carry, Runs, apply_rule, make_clock
 from learned_optim.rules import Coordinates, State, UpdateRule, Weights
 
 

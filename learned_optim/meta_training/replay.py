@@ -23,7 +23,8 @@ from torch import Tensor
 
 from learned_optim.meta_training import fused
 from learned_optim.meta_training.by_part import Routing
-from learned_optim.meta_training.unroll import Layout, apply_rule, make_clock
+from learned_optim.meta_training.layout import Layout
+from learned_optim.meta_training.unroll import apply_rule, make_clock
 from learned_optim.rules import PARTS, ByLayer, Coordinates, State, UpdateRule, Weights
 
 BLOCK = 1024  # coordinates; 512-2048 measured alike for 2 x 20 units over 20 steps

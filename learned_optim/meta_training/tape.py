@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learned_optim.meta_training.unroll import Carry, Layout, apply_rule, make_clock
+from learned_optim.meta_training.layout import Layout
+from learned_optim.meta_training.unroll import Carry, apply_rule, make_clock
 from learned_optim.rules import Coordinates, State, UpdateRule, Weights
 
 BLOCK = 4096  # coordinates; of 512 ... 16384 the fastest for 2 x 20 units over 20 steps

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from learned_optim.meta_training.imitation import Lesson
+from learned_optim.meta_training.layout import Layout
 from learned_optim.meta_training.seeding import derive_seed, generator
-from learned_optim.meta_training.unroll import Carry, Layout, Runs, begin
+from learned_optim.meta_training.unroll import Carry, Runs, begin
 from learned_optim.meta_training.yardstick import Yardstick
 from learned_optim.rules import UpdateRule
 from learned_optim.tasks.base import TaskFamily

@@ -13,11 +13,12 @@ from learned_optim.meta_training import fused
 from learned_optim.meta_training.adjoint import window_gradient
 from learned_optim.meta_training.estimators.base import Estimate, GradientEstimator
 from learned_optim.meta_training.imitation import gap, gap_gradient
+from learned_optim.meta_training.layout import Layout
 from learned_optim.meta_training.meta_loss import MetaLoss
 from learned_optim.meta_training.replay import Recording, cotangents, replay
 from learned_optim.meta_training.tape import Tape, fits
 from learned_optim.meta_training.truncation import Worker
-from learned_optim.meta_training.unroll import Carry, Layout, advance, arrive
+from learned_optim.meta_training.unroll import Carry, advance, arrive
 from learned_optim.rules import UpdateRule, Weights
 
 
