@@ -67,4 +67,30 @@ class Log(MetaLoss):
         return (losses + self.floor).log().mean(0)
 
 
-META_LOSSES: dict[str, type[MetaLoss]] = {loss.name: loss for loss in (Sum, Final, Log)}
+@dataclass(frozen=True)
+class LogTail(MetaLoss):
+    """The logarithm of the mean over the end of the window: what counts once training is done.
+
+    Only with an estimator whose window is the whole episode is that the end of training.
+
+    Args:
+        fraction: of the steps.
+        floor: added to the mean, so that a solved task stops to dominate.
+    """
+
+    name: ClassVar[str] = "log_tail"
+
+    fraction: float = 0.05
+    floor: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1 or self.floor < 0:
+            raise ValueError(f"fraction in (0, 1] and floor >= 0 expected: {self}")
+
+    def __call__(self, losses: Tensor) -> Tensor:
+        """See `MetaLoss`."""
+        count = max(1, round(self.fraction * losses.shape[0]))
+        return (losses[-count:].mean(0) + self.floor).log()
+
+
+META_LOSSES: dict[str, type[MetaLoss]] = {loss.name: loss for loss in (Sum, Final, Log, LogTail)}
