@@ -149,7 +149,7 @@ def test_both_parts_may_start_at_the_weights_of_one_rule():
     trainer.start_from(start)
     for part_weights in trainer.rule.split(trainer.weights).values():  # type: ignore[attr-defined]
         assert all(torch.equal(part_weights[key], value) for key, value in start.items())
-    with pytest.raises(ValueError, match="another shape"):
+    with pytest.raises(ValueError, match="belong to another rule"):
         trainer.start_from(L2L(layers=2, hidden=3).init_weights(generator(9)))
 
 
