@@ -2,7 +2,7 @@
 
     python -m benchmarks.hand_constants           goes on from results/hand_constants.json
 
-Twelve numbers need no gradient estimator that walks through windows: each generation trains 14
+Thirteen numbers need no gradient estimator that walks through windows: each generation trains 14
 candidates side by side, whole episodes of 300 steps, once without and once with the horizon, on 13
 problems drawn from families that meta-training may sample, two runs each. A candidate's score is
 the mean of log(final loss / that of the best of 15 Adam rates), each clipped to a factor of 10,
@@ -81,14 +81,14 @@ def problems() -> list[tuple[Task, list[int], Tensor]]:
 
 
 def as_weights(points: Tensor) -> Weights:
-    """`(K, 12)` -> the constants as the rule takes them, `(K, *shape)` each."""
+    """`(K, 13)` -> the constants as the rule takes them, `(K, *shape)` each."""
     shapes = hand_shapes()
     parts = (points / HAND_SCALE).split([shape[0] for shape in shapes.values()], dim=-1)
     return dict(zip(shapes, parts, strict=True))
 
 
 def as_point(weights: Weights) -> Tensor:
-    """Inverse, for one set: `(12,)`."""
+    """Inverse, for one set: `(13,)`."""
     return torch.cat([weights[key] for key in hand_shapes()]) * HAND_SCALE
 
 

@@ -39,10 +39,10 @@ def hand_length(param: Tensor, step: int, total_steps: int | None) -> float:
     floor = math.exp(HAND["log_floor"][kind]) / math.sqrt(fan_in)
     scale = max(param.square().mean().sqrt().item(), floor)
     warmup = min(1.0, step / math.exp(HAND["log_warmup"][0]))
-    if total_steps is None:
-        fall = (1 + step / math.exp(HAND["log_tau"][0])) ** -HAND["power"][0]
-    else:
-        fall = ((total_steps - step + 1) / total_steps) ** HAND["power"][1]
+    tau = math.exp(HAND["log_tau"][0 if total_steps is None else 1])
+    fall = (1 + step / tau) ** -HAND["power"][0]
+    if total_steps is not None:
+        fall *= ((total_steps - step + 1) / total_steps) ** HAND["power"][1]
     return math.exp(HAND["log_step"][kind]) * scale * warmup * fall
 
 

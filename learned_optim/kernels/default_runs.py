@@ -14,7 +14,7 @@ from learned_optim.kernels.checks import check_float32, thread_count
 # Sizes in rules.default and rules.hand: SUMS, SIGNALS, FACTS; constants of the hand rule; inputs
 # and outputs of the controller's and of the coordinates' LSTM.
 SUMS, SIGNALS, FACTS = 5, 11, 4
-HAND = 12
+HAND = 13
 TELLS, ADVICE = 11, 4
 INPUTS, BENDS = 6, 3
 MAX_UNITS, MAX_HIDDEN = 128, 64

@@ -21,8 +21,10 @@ HAND: dict[str, tuple[float, ...]] = {
     "logit_beta1": (math.log(0.77 / 0.23),),
     "logit_beta2": (math.log(0.99 / 0.01),),
     "log_warmup": (math.log(10.0),),  # steps
-    "log_tau": (math.log(30.0),),  # steps until the length starts to fall, horizon unknown
-    "power": (0.5, 0.75),  # of that fall, horizon unknown and known
+    # Steps until the length starts to fall, horizon unknown and known.
+    "log_tau": (math.log(30.0), math.log(1000.0)),
+    # Of that fall; of the fall to nothing at the end, horizon known.
+    "power": (0.5, 0.75),
     "blend": (2.0,),  # logit of the share of the orthogonalised direction
     "log_gain": (math.log(1.1),),  # length of the orthogonalised step over that of the other
 }
@@ -57,17 +59,19 @@ def floor(facts: dict[str, Tensor], weights: Weights) -> Tensor:
 def hand_length(facts: dict[str, Tensor], clock: Clock, weights: Weights) -> Tensor:
     """The length of the step relative to the tensor's scale, `(..., T)`.
 
-    It rises over the warm-up. Then, where the horizon is known, it falls to its last value, which
-    it keeps if the training goes on; where not, it falls as a power of time.
+    It rises over the warm-up, then falls as a power of time: steps that a tensor survives some
+    hundred times are too long for thousands. Where the horizon is known it falls later, and to its
+    last value at the end, which it keeps if the training goes on.
     """
     warmup = (clock.step / constant(weights, "log_warmup").exp()).clamp_max(1)
     # Powers below 0 would let the length rise without bound.
-    unknown, known = constant(weights, "power").clamp_min(0).split(1, dim=-1)
+    power, ending = constant(weights, "power").clamp_min(0).split(1, dim=-1)
+    unknown, known = constant(weights, "log_tau").exp().split(1, dim=-1)
     if clock.total_steps is None:
-        fall = (1 + clock.step / constant(weights, "log_tau").exp()) ** -unknown
+        fall = (1 + clock.step / unknown) ** -power
     else:
         left = (clock.total_steps - clock.step + 1).clamp_min(1) / clock.total_steps
-        fall = left.clamp_max(1) ** known
+        fall = (1 + clock.step / known) ** -power * left.clamp_max(1) ** ending
     return _by_kind(constant(weights, "log_step"), facts).exp() * warmup * fall
 
 

@@ -15,8 +15,9 @@ constexpr float TINY = 1e-30f, LOUDEST = 2.0f, LN_2 = 0.693147181f;
 // The constants of the hand rule, as the caller's flat weights begin.
 struct Hand {
   float log_step[2], log_floor[2];  // of matrices, of all others
-  float logit_beta1, logit_beta2, log_warmup, log_tau;
-  float power[2];  // horizon unknown and known
+  float logit_beta1, logit_beta2, log_warmup;
+  float log_tau[2];  // horizon unknown and known
+  float power[2];  // of the fall, and of the one at the end
   float blend, log_gain;
 };
 constexpr int HAND = sizeof(Hand) / sizeof(float);
@@ -64,12 +65,11 @@ struct Time {
 
 INLINE vf hand_length(const Hand& hand, const Facts& facts, const Time& time) {
   vf warmup = vmin(time.step * expf(-hand.log_warmup), set1(1.0f));
-  vf fall;
+  const float tau = expf(hand.log_tau[time.known ? 1 : 0]);
+  vf fall = vpower(1.0f + time.step * (1.0f / tau), -fmaxf(hand.power[0], 0.0f));
   if (time.known) {
     vf left = vmax(set1(1.0f), time.total - time.step + 1.0f) / time.total;
-    fall = vpower(vmin(left, set1(1.0f)), fmaxf(hand.power[1], 0.0f));
-  } else {
-    fall = vpower(1.0f + time.step * expf(-hand.log_tau), -fmaxf(hand.power[0], 0.0f));
+    fall *= vpower(vmin(left, set1(1.0f)), fmaxf(hand.power[1], 0.0f));
   }
   return vexp(by_kind(facts, hand.log_step)) * warmup * fall;
 }
