@@ -36,6 +36,7 @@ from benchmarks.general.store import (
     MakeStepper,
     Record,
     baselines,
+    from_control,
     has_rule,
     problem,
     read,
@@ -56,7 +57,8 @@ def evaluate(
     for item in items:
         record = kept.get(item.name, {})
         if record.get("problem") != problem(item) or not has_rule(record["entries"], RULE, loaded):
-            entries = run_rules(item, {RULE: loaded}, make=make)
+            known = from_control(split, item, RULE, loaded) if make is Unrolled else {}
+            entries = known or run_rules(item, {RULE: loaded}, make=make)
             kept[item.name] = {"problem": problem(item), "entries": entries}
             write_json(path, _content(split, loaded, kept))
     return _content(split, loaded, kept)

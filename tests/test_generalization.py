@@ -321,6 +321,19 @@ def test_a_changed_problem_or_rule_is_run_again(own_split, monkeypatch):
     assert changed["entries"]["adam"]["final"] != first["entries"]["adam"]["final"]
 
 
+def test_a_rule_with_the_weights_of_a_control_is_not_run_again(own_split, monkeypatch):
+    item = small()
+    hand = store.controls("validation")["hand"]
+    assert store.from_control("validation", item, "rule", hand) == {}
+    record = store.baselines("validation", item, progress=False)
+    found = store.from_control("validation", item, "rule", hand)
+    assert found == {"rule" + end: record["entries"]["hand" + end] for end in ("", "_told")}
+    monkeypatch.setattr(generalization, "run_rules", None)
+    path = own_split / "out.json"
+    content = generalization.evaluate("validation", [item], hand, path)
+    assert content["items"]["small"]["entries"] == found
+
+
 def test_baselines_can_be_filled_without_a_rule(own_split, monkeypatch, capsys):
     run_main(monkeypatch, "--baselines-only")
     assert "hand rule, no learning" in capsys.readouterr().out

@@ -112,6 +112,15 @@ def has_rule(entries: Mapping[str, Entry], key: str, rule: LoadedRule) -> bool:
     return all(entries.get(name, {}).get("id") == rule.sha256 for name in (key, key + TOLD))
 
 
+def from_control(split: str, item: Item, key: str, rule: LoadedRule) -> dict[str, Entry]:
+    """What `run_rules` would give for `key`, where a control has these very weights; else empty."""
+    entries = read(cache_path(split, item)).get("entries", {})
+    for name, control in controls(split).items():
+        if control.sha256 == rule.sha256 and has_rule(entries, name, control):
+            return {key: entries[name], key + TOLD: entries[name + TOLD]}
+    return {}
+
+
 def run_rules(
     item: Item,
     rules: Mapping[str, LoadedRule],

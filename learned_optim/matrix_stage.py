@@ -1,0 +1,53 @@
+"""Switching the matrix stage of a rule off, where only the cost of single coordinates is wanted."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import torch
+
+from learned_optim.hub import load_rule
+from learned_optim.rules import Default
+from learned_optim.rules.hand import HAND_SCALE, constant
+from learned_optim.weights import LoadedRule, in_memory
+
+
+def without_matrix_stage(rule: str | os.PathLike[str] | LoadedRule = "default") -> LoadedRule:
+    """A rule of the kind `default` without its matrix stage.
+
+    The stage orthogonalises the step of every matrix of A x B, A <= B, in five iterations of 2 to 3 A
+    multiply-adds a parameter each: as much as the gradient costs at 3 to 5 A examples (tokens,
+    pixels) in the minibatch. It is cheap beside the gradient when A is far below that, and on a
+    GPU in any case; with wide matrices and small minibatches on a CPU it can cost more than all the
+    rest. This is the switch: for the whole optimizer, or as the `rule` of a param group.
+
+    The steps of matrices keep their length: the stage's share and factor go into the constant that
+    they start from.
+
+    Args:
+        rule: what `load_rule` takes.
+
+    Raises:
+        ValueError: for a rule of another kind.
+        WeightsUnavailable: the rule cannot be had.
+        WeightsError: the rule's files are not usable.
+
+    Example:
+        >>> from learned_optim import LearnedOptimizer, without_matrix_stage
+        >>> layer = torch.nn.Linear(4, 1)
+        >>> optimizer = LearnedOptimizer(layer.parameters(), rule=without_matrix_stage())
+    """
+    loaded = load_rule(rule)
+    if type(loaded.rule) is not Default:
+        raise ValueError(
+            f"only rules of the kind 'default' have a matrix stage, not {loaded.name!r}"
+        )
+    if not loaded.rule.matrix:
+        return loaded
+    share = constant(loaded.weights, "blend").sigmoid()
+    longer = 1 + share * (constant(loaded.weights, "log_gain").exp() - 1)
+    weights = dict(loaded.weights)
+    matrices = torch.cat((longer.log(), torch.zeros(1)))  # not the steps of all others
+    weights["hand.log_step"] = weights["hand.log_step"] + matrices / HAND_SCALE
+    return in_memory(replace(loaded.rule, matrix=False), weights, name=loaded.name)
