@@ -154,11 +154,12 @@ def measure(path: Path, cases: Mapping[str, Failure], *, again: bool = False) ->
     saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not again else {}
     done: dict[str, Any] = dict(saved.get("failures", {}))
     for name, case in cases.items():
-        sha256 = rules[case.rule].sha256
+        entries = contenders(case, rules)
+        used = {case.rule, *({"default"} & entries.keys())}
+        sha256 = {key: rules[key].sha256 for key in sorted(used)}
         if done.get(name, {}).get("weights_sha256") == sha256:
             continue
-        found = examine(case, contenders(case, rules), name)
-        done[name] = found | {"rule": case.rule, "weights_sha256": sha256}
+        done[name] = examine(case, entries, name) | {"rule": case.rule, "weights_sha256": sha256}
         ordered = {known: done[known] for known in cases if known in done}
         seconds = {"cpu_seconds": sum(one["cpu_seconds"] for one in ordered.values())}
         write_json(path, {"failures": ordered, **provenance(), **seconds})
