@@ -13,6 +13,7 @@ from __future__ import annotations
 import tempfile
 
 import digits
+import numpy as np
 import torch
 from transformers import (  # pyright: ignore[reportMissingImports]
     Trainer,
@@ -37,7 +38,7 @@ def main() -> None:
         num_hidden_layers=2,
         num_attention_heads=4,
         intermediate_size=64,
-        num_labels=10,
+        num_labels=10,  # pyright: ignore[reportCallIssue]
     )
     model = ViTForImageClassification(config)
     optimizer = LearnedOptimizer(model.parameters(), weight_decay=0.01, total_steps=total)
@@ -59,7 +60,7 @@ def main() -> None:
             train_dataset=examples(data.train_x, data.train_y),
             eval_dataset=examples(data.test_x, data.test_y),
             compute_metrics=lambda p: {
-                "right": float((p.predictions.argmax(-1) == p.label_ids).mean())
+                "right": float((np.argmax(p.predictions, -1) == p.label_ids).mean())
             },
             optimizers=(optimizer, None),
         )
