@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.baselines import BASELINES
+from benchmarks.paper.sweep import ratio as size_ratio
 from benchmarks.paper.trajectories import label
 from benchmarks.readme_tables import markdown, number
 from benchmarks.results import RESULTS
@@ -118,6 +119,16 @@ def failures(folder: Path) -> str:
     return markdown(["Case", "", "median loss (runs that stand above the start)"], rows)
 
 
+def sweep(folder: Path) -> str:
+    """A row for each depth and width."""
+    rows = []
+    for size in _read(folder, "paper_sweep").get("sizes", {}).values():
+        means = [number(size["entries"][key]["mean"]) for key in ("learned", "adam", "nag")]
+        rows.append([f"{size['depth']} x {size['width']}", *means, f"{size_ratio(size):.2f}"])
+    header = ["layers x units", "learned", "Adam", "NAG", "learned / better one"]
+    return markdown(header, rows)
+
+
 def ablations(folder: Path) -> str:
     """A row for each variant."""
     content = _read(folder, "paper_ablations")
@@ -161,6 +172,7 @@ def seconds(folder: Path) -> str:
 PARTS: dict[str, Callable[[Path], str]] = {
     "gates": gates,
     "failures": failures,
+    "sweep": sweep,
     "ablations": ablations,
     "attempts": attempts,
     "seconds": seconds,

@@ -1,0 +1,140 @@
+"""The MNIST rule on networks of other widths and depths than the one that it was trained on.
+
+    python -m benchmarks.paper.sweep             every size that the JSON lacks, ten minutes in all
+    python -m benchmarks.paper.sweep --redraw    the table and the picture from the JSON
+
+Section 3.2 of the paper, whose appendix shows final losses for several widths and depths: the rule
+of one hidden layer of 20 units, without retraining. Beside it stand Adam and Nesterov's momentum at
+the best of eight rates, half a decade apart, chosen for each size with hindsight on these very
+runs. Writes results/paper_sweep.json and .png after every size.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.baselines import Sweep
+from benchmarks.learned import Learned
+from benchmarks.paper import report
+from benchmarks.plotting import STYLE, colour
+from benchmarks.results import provenance, write_json
+from benchmarks.runs import Problem, run
+from benchmarks.statistics import summary
+from learned_optim.tasks import MnistMLP
+from learned_optim.weights import LoadedRule, load_bundled
+
+WIDTHS, DEPTHS = (5, 10, 20, 40), (1, 2, 3)
+RUNS, STEPS, BLOCK = 20, 100, 4
+RATES = {
+    "adam": tuple(10 ** (-3.5 + k / 2) for k in range(8)),
+    "nag": tuple(10 ** (-2.5 + k / 2) for k in range(8)),
+}
+
+
+def examine(width: int, depth: int, rule: LoadedRule) -> dict[str, Any]:
+    """One size: final losses of the rule and of each baseline at its best rate."""
+    started = time.process_time()
+    task = MnistMLP(hidden=width, layers=depth).sample(torch.Generator())
+    problem = Problem(task, RUNS, STEPS, "sweep", BLOCK)
+    name = f"{depth} x {width}"
+    entries = {"learned": summary(_final(problem, lambda: Learned(rule), name)[:, 0])}
+    for key, rates in RATES.items():
+        losses = _final(problem, lambda key=key, rates=rates: Sweep({key: rates}), f"{name}, {key}")
+        best = int(losses.mean(0).argmin())
+        entries[key] = summary(losses[:, best]) | {"rate": rates[best]}
+    seconds = round(time.process_time() - started, 1)
+    return {"width": width, "depth": depth, "entries": entries, "cpu_seconds": seconds}
+
+
+def _final(problem: Problem, make: Any, name: str) -> Tensor:  # noqa: ANN401
+    """`(runs, K)`, infinite where a run diverged."""
+    losses = run(problem, make, progress=name).losses[..., -1]
+    return losses.nan_to_num(torch.inf)
+
+
+def measure(path: Path) -> None:
+    """Run the sizes that `path` lacks for today's weights."""
+    rule = load_bundled("l2l-mnist")
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    done = saved.get("sizes", {}) if saved.get("weights_sha256") == rule.sha256 else {}
+    for depth in DEPTHS:
+        for width in WIDTHS:
+            if f"{depth}x{width}" in done:
+                continue
+            done[f"{depth}x{width}"] = examine(width, depth, rule)
+            seconds = round(sum(size["cpu_seconds"] for size in done.values()), 1)
+            content = {"weights_sha256": rule.sha256, "sizes": done, **provenance()}
+            write_json(path, content | {"cpu_seconds": seconds})
+
+
+def ratio(size: Mapping[str, Any]) -> float:
+    """The rule's mean final loss, infinite if a run diverged, over that of the better baseline."""
+    entries = size["entries"]
+    learned = entries["learned"]["mean"]
+    best = min(entries[key]["mean"] for key in RATES)
+    return float("inf") if learned is None else learned / best
+
+
+def show(content: Mapping[str, Any]) -> None:
+    """Print a line for each size."""
+    print(f"{'layers x units':>16}{'learned':>10}{'Adam':>10}{'NAG':>10}{'ratio':>8}")
+    for size in content["sizes"].values():
+        cells = [report.number(size["entries"][key]["mean"]) for key in ("learned", *RATES)]
+        row = "".join(f"{cell:>10}" for cell in cells)
+        print(f"{size['depth']:>11} x {size['width']:<2}{row}{ratio(size):8.2f}")
+
+
+def draw(content: Mapping[str, Any], path: Path) -> None:
+    """Final loss against width, a panel for each depth, with 95 % intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context(STYLE):
+        figure, panels = pyplot.subplots(1, len(DEPTHS), sharey=True, figsize=(9.0, 3.2))
+        for axes, depth in zip(panels, DEPTHS, strict=True):
+            sizes = [size for size in content["sizes"].values() if size["depth"] == depth]
+            for key in (*RATES, "learned"):
+                facts = [size["entries"][key] for size in sizes]
+                middle = [fact["mean"] for fact in facts]
+                ends = list(zip(*(fact["interval_95"] for fact in facts), strict=True))
+                widths = [size["width"] for size in sizes]
+                name = "L2L, learned" if key == "learned" else report.label(key)
+                axes.plot(widths, middle, "o-", color=colour(key), markersize=4, label=name)
+                axes.fill_between(widths, *ends, color=colour(key), alpha=0.15, linewidth=0)
+            axes.axvline(20, color="grey", linewidth=0.8, linestyle=":")
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.set_xticks(WIDTHS, [str(width) for width in WIDTHS])
+            axes.minorticks_off()
+            axes.set_title(f"{depth} hidden layer{'s' if depth > 1 else ''}")
+            axes.set_xlabel("units a layer")
+        panels[0].set_ylabel(f"loss at step {STEPS}")
+        panels[0].legend(fontsize=8)
+        figure.tight_layout()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Software": None})
+        pyplot.close(figure)
+
+
+def main() -> None:
+    arguments = report.small_parser(__doc__ or "").parse_args()
+    path = arguments.output / "paper_sweep.json"
+    if not arguments.redraw:
+        measure(path)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    show(content)
+    draw(content, path.with_suffix(".png"))
+    print(f"\nWritten: {path} and {path.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()
