@@ -22,7 +22,7 @@ def small(monkeypatch):
 def test_a_point_and_its_weights_are_the_same_numbers():
     weights = hand_weights()
     point = hand_constants.as_point(weights)
-    assert point.shape == (12,)
+    assert point.shape == (13,)
     for key, value in hand_constants.as_weights(point[None]).items():
         torch.testing.assert_close(value[0], weights[key])
 
