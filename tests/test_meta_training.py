@@ -74,7 +74,7 @@ def test_every_way_gives_the_gradient_of_the_unrolled_graph(name, meta_loss, way
     for key, grad in expected.items():
         scale = float(grad.norm())
         idle += scale == 0
-        # Adam's second moment moves the steps so little that rounding shows, most in one loss alone.
+        # Adam's second moment moves the steps so little that rounding shows, most in one loss.
         loose = 4e-3 if isinstance(meta_loss, LogTail) else 1e-3
         assert float((estimate.grads[key] - grad).norm()) <= loose * scale, key
     # The floor of `default` may have nothing to do here, nor has the set of convolutions.
