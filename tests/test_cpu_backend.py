@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from learned_optim import kernels
 from learned_optim.backends import Backend, Batch, Eager, Slot, choose
 from learned_optim.backends.cpu import Cpu
-from learned_optim.kernels import build, native
+from learned_optim.kernels import native
 from learned_optim.rules import L2L, Adam
 from learned_optim.weights import bundled_names, load_bundled
 
@@ -26,22 +26,7 @@ SIZES = [(0,), (), (1,), (3,), (63,), (64,), (65,), (5, 13), (2, 0, 3), (511,), 
 RULES = [L2L(), L2L(layers=1, hidden=8), L2L(layers=1, hidden=4, preprocess="none"), L2L(hidden=5)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _built():
-    if not kernels.available():
-        try:
-            build.build()
-        except build.BuildError as problem:
-            pytest.skip(str(problem))
-        native._load.cache_clear()
-
-
-@pytest.fixture(params=native.LEVELS)
-def level(request, monkeypatch):
-    if native.LEVELS.index(request.param) > native.best_level():
-        pytest.skip(f"this machine has no {request.param}")
-    monkeypatch.setenv("LEARNED_OPTIM_ISA", request.param)
-    return request.param
+pytestmark = pytest.mark.usefixtures("built_kernels")
 
 
 def make(rule, sizes=SIZES, dtype=torch.float32, weights=None, **options) -> Batch:

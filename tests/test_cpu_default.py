@@ -16,7 +16,6 @@ import torch
 from learned_optim import kernels
 from learned_optim.backends import Backend, Batch, Eager, Slot, choose, cpu_default
 from learned_optim.backends.cpu import Cpu
-from learned_optim.kernels import build, native
 from learned_optim.rules import Default
 
 CPU = torch.device("cpu")
@@ -30,22 +29,7 @@ RULES = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _built():
-    if not kernels.available():
-        try:
-            build.build()
-        except build.BuildError as problem:
-            pytest.skip(str(problem))
-        native._load.cache_clear()
-
-
-@pytest.fixture(params=native.LEVELS)
-def level(request, monkeypatch):
-    if native.LEVELS.index(request.param) > native.best_level():
-        pytest.skip(f"this machine has no {request.param}")
-    monkeypatch.setenv("LEARNED_OPTIM_ISA", request.param)
-    return request.param
+pytestmark = pytest.mark.usefixtures("built_kernels")
 
 
 def make(rule, sizes=SIZES, dtype=torch.float32, **options) -> Batch:

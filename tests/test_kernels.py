@@ -19,24 +19,7 @@ from learned_optim.kernels import build, native
 from learned_optim.rules.base import Coordinates
 from learned_optim.rules.l2l import L2L
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _built():
-    if not kernels.available():
-        try:
-            build.build()
-        except build.BuildError as problem:
-            pytest.skip(str(problem))
-        native._load.cache_clear()
-        assert kernels.why_not() is None
-
-
-@pytest.fixture(params=native.LEVELS)
-def level(request, monkeypatch):
-    if native.LEVELS.index(request.param) > native.best_level():
-        pytest.skip(f"this machine has no {request.param}")
-    monkeypatch.setenv("LEARNED_OPTIM_ISA", request.param)
-    return request.param
+pytestmark = pytest.mark.usefixtures("built_kernels")
 
 
 def make(layers=2, hidden=20, preprocess: Any = "log_sign", scale=0.1):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from learned_optim import kernels
-from learned_optim.kernels import build, default_runs, native
+from learned_optim.kernels import default_runs
 from learned_optim.meta_training import fused
 from learned_optim.meta_training.layout import Layout
 from learned_optim.meta_training.unroll import apply_rule, initial_state, make_clock
@@ -35,22 +35,7 @@ LEAD = (2, 3)
 HAND_SHAPES = hand_shapes()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _built():
-    if not kernels.available():
-        try:
-            build.build()
-        except build.BuildError as problem:
-            pytest.skip(str(problem))
-        native._load.cache_clear()
-
-
-@pytest.fixture(params=native.LEVELS)
-def level(request, monkeypatch):
-    if native.LEVELS.index(request.param) > native.best_level():
-        pytest.skip(f"this machine has no {request.param}")
-    monkeypatch.setenv("LEARNED_OPTIM_ISA", request.param)
-    return request.param
+pytestmark = pytest.mark.usefixtures("built_kernels")
 
 
 class Case:
