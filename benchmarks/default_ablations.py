@@ -34,7 +34,8 @@ from learned_optim.meta_training.baseline import loss_curve, tail_mean, tuned_ad
 from learned_optim.meta_training.estimators import ESTIMATORS
 from learned_optim.meta_training.meta_loss import Log
 from learned_optim.meta_training.outer_loop import MetaTrainer
-from learned_optim.meta_training.recipe import Curriculum, Recipe, read_recipe
+from learned_optim.meta_training.recipe import Curriculum, Recipe
+from learned_optim.meta_training.recipe_file import read_recipe
 from learned_optim.meta_training.seeding import derive_seed, generator
 from learned_optim.meta_training.truncation import Constant
 from learned_optim.meta_training.unroll import Runs

@@ -9,7 +9,7 @@ from learned_optim.meta_training.by_part import Routing
 from learned_optim.meta_training.estimators.tbptt import TBPTT
 from learned_optim.meta_training.meta_loss import Sum
 from learned_optim.meta_training.outer_loop import MetaTrainer
-from learned_optim.meta_training.recipe import parse_recipe
+from learned_optim.meta_training.recipe_file import parse_recipe
 from learned_optim.meta_training.truncation import Constant, Worker
 from learned_optim.meta_training.unroll import Runs, advance, begin
 from learned_optim.optimizer import LearnedOptimizer

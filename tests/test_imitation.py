@@ -11,7 +11,8 @@ from learned_optim.meta_training.estimators import ESTIMATORS, NRES, TBPTT
 from learned_optim.meta_training.imitation import Imitation, Lesson, gap
 from learned_optim.meta_training.meta_loss import Sum
 from learned_optim.meta_training.outer_loop import MetaTrainer
-from learned_optim.meta_training.recipe import RecipeError, parse_recipe
+from learned_optim.meta_training.recipe import RecipeError
+from learned_optim.meta_training.recipe_file import parse_recipe
 from learned_optim.meta_training.truncation import Constant, Worker
 from learned_optim.meta_training.unroll import advance
 from learned_optim.rules import L2L, RULES, Adam, Default, LearnableSGD, UpdateRule

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from learned_optim import kernels, meta_training
 from learned_optim.meta_training import parallel
 from learned_optim.meta_training.outer_loop import MetaTrainer
-from learned_optim.meta_training.recipe import parse_recipe
+from learned_optim.meta_training.recipe_file import parse_recipe
 from learned_optim.weights import load_folder
 
 aten = torch.ops.aten

@@ -21,13 +21,8 @@ from learned_optim.meta_training import checkpoint
 from learned_optim.meta_training.baseline import tuned_adam
 from learned_optim.meta_training.curriculum import Stages
 from learned_optim.meta_training.outer_loop import MetaTrainer, learning_rate
-from learned_optim.meta_training.recipe import (
-    Curriculum,
-    Outer,
-    RecipeError,
-    parse_recipe,
-    read_recipe,
-)
+from learned_optim.meta_training.recipe import Curriculum, Outer, RecipeError
+from learned_optim.meta_training.recipe_file import parse_recipe, read_recipe
 from learned_optim.weights import load_folder
 
 ROOT = Path(__file__).resolve().parent.parent

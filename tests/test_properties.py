@@ -17,7 +17,8 @@ from torch import Tensor
 
 from learned_optim import LearnedOptimizer, LoadedRule, weights
 from learned_optim.meta_training import RecipeError
-from learned_optim.meta_training.recipe import Recipe, parse_recipe
+from learned_optim.meta_training.recipe import Recipe
+from learned_optim.meta_training.recipe_file import parse_recipe
 from learned_optim.rules import L2L, RULES, Default
 from learned_optim.tasks.splits import HELD_OUT
 from learned_optim.weights import WeightsError, save_folder

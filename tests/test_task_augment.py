@@ -8,7 +8,8 @@ import pickle
 import pytest
 import torch
 
-from learned_optim.meta_training.recipe import RecipeError, parse_recipe
+from learned_optim.meta_training.recipe import RecipeError
+from learned_optim.meta_training.recipe_file import parse_recipe
 from learned_optim.meta_training.unroll import Runs
 from learned_optim.tasks import CNN, MLPClassification, Quadratic, TeacherStudent
 from learned_optim.tasks.augment import (

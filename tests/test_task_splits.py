@@ -8,7 +8,8 @@ import itertools
 import pytest
 import torch
 
-from learned_optim.meta_training.recipe import RecipeError, TaskEntry, parse_recipe
+from learned_optim.meta_training.recipe import RecipeError, TaskEntry
+from learned_optim.meta_training.recipe_file import parse_recipe
 from learned_optim.tasks import (
     CNN,
     TASK_FAMILIES,

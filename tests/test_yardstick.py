@@ -15,7 +15,7 @@ from learned_optim.meta_training.baseline import adam_curves
 from learned_optim.meta_training.estimators import NRES, TBPTT
 from learned_optim.meta_training.meta_loss import Log, Sum
 from learned_optim.meta_training.outer_loop import MetaTrainer
-from learned_optim.meta_training.recipe import parse_recipe
+from learned_optim.meta_training.recipe_file import parse_recipe
 from learned_optim.meta_training.truncation import Constant, LogUniform, Worker
 from learned_optim.meta_training.yardstick import GRID, Normalise, Yardstick
 from learned_optim.rules import L2L, Adam, LearnableSGD

@@ -29,7 +29,8 @@ from benchmarks.results import provenance, write_json
 from benchmarks.runs import Problem, run
 from benchmarks.statistics import curve, summary
 from learned_optim.meta_training.outer_loop import MetaTrainer
-from learned_optim.meta_training.recipe import Recipe, parse_recipe
+from learned_optim.meta_training.recipe import Recipe
+from learned_optim.meta_training.recipe_file import parse_recipe
 from learned_optim.tasks import Quadratic
 from learned_optim.weights import in_memory
 

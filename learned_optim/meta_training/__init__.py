@@ -4,5 +4,5 @@ from learned_optim.meta_training.checkpoint import CheckpointError as Checkpoint
 from learned_optim.meta_training.parallel import DeviceUnavailable as DeviceUnavailable
 from learned_optim.meta_training.recipe import Recipe as Recipe
 from learned_optim.meta_training.recipe import RecipeError as RecipeError
-from learned_optim.meta_training.recipe import read_recipe as read_recipe
+from learned_optim.meta_training.recipe_file import read_recipe as read_recipe
 from learned_optim.meta_training.runner import run as run

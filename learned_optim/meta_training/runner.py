@@ -13,7 +13,7 @@ from learned_optim.meta_training.loop import Log, train
 from learned_optim.meta_training.model_card import render
 from learned_optim.meta_training.outer_loop import MetaTrainer
 from learned_optim.meta_training.picture import draw
-from learned_optim.meta_training.recipe import read_recipe
+from learned_optim.meta_training.recipe_file import read_recipe
 from learned_optim.meta_training.truncation import moved
 from learned_optim.weights import LoadedRule, in_memory, load_folder, save_folder
 
