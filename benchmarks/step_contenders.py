@@ -107,7 +107,7 @@ def _half_state(size: tuple[int, int]):  # noqa: ANN202
         states = [torch.zeros(rows, *param.shape, dtype=torch.float16) for param in params]
 
         def step() -> None:
-            kernels.lstm_update_(
+            kernels.cells_update_(
                 tensors, grads, states, flat, layers=layers, hidden=hidden, p=10.0, lr=1e-3
             )
 

@@ -17,13 +17,21 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from learned_optim import kernels
 from learned_optim.backends import Backend, Batch, Eager, Slot, choose
 from learned_optim.backends.cpu import Cpu
+from learned_optim.cells import CELLS
 from learned_optim.kernels import native
-from learned_optim.rules import L2L, Adam
+from learned_optim.rules import L2L, Adam, LearnableSGD
 from learned_optim.weights import bundled_names, load_bundled
 
 CPU = torch.device("cpu")
 SIZES = [(0,), (), (1,), (3,), (63,), (64,), (65,), (5, 13), (2, 0, 3), (511,), (512,), (2049,)]
 RULES = [L2L(), L2L(layers=1, hidden=8), L2L(layers=1, hidden=4, preprocess="none"), L2L(hidden=5)]
+# Odd sizes, so that units are left over whatever number shares the registers.
+OTHER_CELLS = [
+    L2L(cell=cell, layers=layers, hidden=hidden)
+    for cell in CELLS
+    if cell != "lstm"
+    for layers, hidden in ((2, 20), (1, 9))
+]
 
 
 pytestmark = pytest.mark.usefixtures("built_kernels")
@@ -59,7 +67,7 @@ def assert_alike(got: Batch, wanted: Batch, tolerance=1e-6):
             )
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("rule", [*RULES, *OTHER_CELLS], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_one_step_equals_eager(level, rule, dtype):
     batch = make(rule, dtype=dtype, decay=0.01)
@@ -80,10 +88,14 @@ def test_a_large_odd_tensor_equals_eager():
 
 
 def rules_with_weights():
-    """The bundled rules that the backend serves, and one with random weights."""
+    """The bundled rules that the backend serves, and each cell with random weights."""
     loaded = [load_bundled(name) for name in bundled_names()]
     served = [(x.name, x.rule, x.weights) for x in loaded if type(x.rule) is L2L]
-    return [*served, ("random", L2L(), L2L().init_weights(torch.Generator().manual_seed(0)))]
+    drawn = [L2L(cell=cell) for cell in CELLS]
+    return served + [
+        (f"random {rule.cell}", rule, rule.init_weights(torch.Generator().manual_seed(0)))
+        for rule in drawn
+    ]
 
 
 @pytest.mark.parametrize(("name", "rule", "weights"), rules_with_weights())
@@ -149,8 +161,8 @@ def test_state_in_half_precision_is_rounded_as_torch_rounds(level, dtype):
     state[8:, 100:200] = torch.randn(8, 100, generator=generator).to(dtype) * 1000
     param, grad, wide = torch.zeros(1000), batch.slots[0].grad, state.float()
     sizes = {"layers": 1, "hidden": 8, "p": 10.0}
-    step = kernels.lstm_step_(grad, wide, flat, **sizes)
-    kernels.lstm_update_([param], [grad], [state], flat, **sizes)
+    step = kernels.cells_step_(grad, wide, flat, **sizes)
+    kernels.cells_update_([param], [grad], [state], flat, **sizes)
     torch.testing.assert_close(param, step, atol=1e-6, rtol=0)
     torch.testing.assert_close(state, wide.to(dtype), atol=6e-8, rtol=torch.finfo(dtype).eps)
     assert (state == wide.to(dtype)).float().mean() > 0.999
@@ -165,7 +177,7 @@ def test_ties_round_to_the_even_neighbour(level, dtype):
     assert torch.equal(expected[:2], param[:2])
     flat = torch.zeros(kernels.weight_count(1, 8, 2))
     state = torch.zeros(rule.state_spec["cell"].rows, 6)
-    kernels.lstm_update_(
+    kernels.cells_update_(
         [param], [param.clone()], [state], flat, layers=1, hidden=8, p=10.0, keep=keep
     )
     assert torch.equal(param, expected)
@@ -216,7 +228,7 @@ def test_choose_takes_it_where_it_can():
     assert choose(L2L(), CPU, torch.float32, None) is Cpu
     assert choose(L2L(), CPU, torch.bfloat16, True) is Cpu
     assert choose(L2L(), CPU, torch.float32, False) is Eager
-    for rule, dtype in ((L2L(cell="gru"), torch.float32), (L2L(), torch.float64)):
+    for rule, dtype in ((LearnableSGD(), torch.float32), (L2L(), torch.float64)):
         assert choose(rule, CPU, dtype, None) is Eager
         with pytest.raises(RuntimeError, match="cpu: it"):
             choose(rule, CPU, dtype, True)
@@ -248,7 +260,7 @@ def test_wrong_tensors_are_refused(change, message):
         "weights": torch.zeros(kernels.weight_count(1, 4, 2)),
     }
     with pytest.raises(ValueError, match=message):
-        kernels.lstm_update_(**(arguments | change), layers=1, hidden=4, p=10.0)
+        kernels.cells_update_(**(arguments | change), layers=1, hidden=4, p=10.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from learned_optim import kernels
+from learned_optim.cells import CELLS
 from learned_optim.kernels import build, native
 from learned_optim.rules.base import Coordinates
 from learned_optim.rules.l2l import L2L
@@ -22,9 +23,9 @@ from learned_optim.rules.l2l import L2L
 pytestmark = pytest.mark.usefixtures("built_kernels")
 
 
-def make(layers=2, hidden=20, preprocess: Any = "log_sign", scale=0.1):
+def make(layers=2, hidden=20, preprocess: Any = "log_sign", scale=0.1, cell="lstm"):
     """A rule, its weights, the same weights flat, and the kernels' keywords."""
-    rule = L2L(layers=layers, hidden=hidden, preprocess=preprocess, scale=scale)
+    rule = L2L(cell=cell, layers=layers, hidden=hidden, preprocess=preprocess, scale=scale)
     weights = rule.init_weights(torch.Generator().manual_seed(3))
     flat = torch.cat([weights[name].reshape(-1) for name in rule.weight_shapes()])
     p = rule.p if preprocess == "log_sign" else None
@@ -61,6 +62,7 @@ def assert_grads_close(flat_grad, expected, tolerance=1e-4):
         assert error < tolerance
 
 
+ELMAN: dict[str, Any] = {"layers": 1, "hidden": 1, "p": None, "cell": "elman"}
 SHAPES = [(2, 20, "log_sign"), (1, 8, "log_sign"), (2, 4, "none"), (3, 7, "log_sign")]
 
 
@@ -98,20 +100,47 @@ def test_steps_in_place_equal_the_rule(level, layers, hidden, preprocess, n):
     rule, weights, flat, sizes = make(layers, hidden, preprocess, scale=1.0)
     grads, state, cotangents = draw(rule, 5, n)
     _, last, expected = reference(rule, weights, grads, state, cotangents)
-    steps = torch.stack([kernels.lstm_step_(grad, state, flat, **sizes) for grad in grads])
+    steps = torch.stack([kernels.cells_step_(grad, state, flat, **sizes) for grad in grads])
     assert (steps.double() - expected).abs().max() < 2e-6
     assert (state.double() - last).abs().max() < 2e-6
 
 
-def test_each_perturbation_steps_with_its_own_weights():
-    rule, _, flat, sizes = make(1, 8)
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell != "lstm"])
+@pytest.mark.parametrize(("layers", "hidden", "preprocess"), SHAPES)
+def test_steps_of_the_other_cells_equal_the_rule(level, cell, layers, hidden, preprocess):
+    rule, weights, flat, sizes = make(layers, hidden, preprocess, scale=1.0, cell=cell)
+    weights = {name: 3.0 * value for name, value in weights.items()}  # into saturation
+    grads, state, cotangents = draw(rule, 5, 65)
+    grads[0, 7] = math.nan
+    _, last, expected = reference(rule, weights, grads, state, cotangents)
+    steps = [kernels.cells_step_(grad, state, 3.0 * flat, cell=cell, **sizes) for grad in grads]
+    good = expected.isfinite()
+    assert torch.equal(torch.stack(steps).isfinite(), good)
+    assert (torch.stack(steps).double() - expected)[good].abs().max() < 1e-5
+    assert (state.double() - last)[last.isfinite()].abs().max() < 1e-5
+
+
+def test_the_kernels_know_the_sizes_of_all_cells():
+    assert kernels.CELLS.keys() == CELLS.keys()
+    for cell in CELLS:
+        rule = L2L(cell=cell, layers=3, hidden=5)
+        count = sum(math.prod(shape) for shape in rule.weight_shapes().values())
+        assert kernels.weight_count(3, 5, 2, cell) == count
+    with pytest.raises(ValueError, match=r"cell must be one of .* but is 'elman'"):
+        kernels.cells_step_(torch.zeros(1), torch.zeros(1, 1), torch.zeros(1), **ELMAN)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_each_perturbation_steps_with_its_own_weights(cell):
+    rule, _, flat, sizes = make(1, 8, cell=cell)
+    sizes["cell"] = cell
     _, state, _ = draw(rule, 1, 37)
     grads, rules = torch.randn(3, 37), torch.stack([flat, 0.5 * flat, -flat])
     together = state.repeat(3, 1, 1)
-    steps = kernels.lstm_step_(grads, together, rules, **sizes)
+    steps = kernels.cells_step_(grads, together, rules, **sizes)
     for index in range(3):
         alone = state.clone()
-        step = kernels.lstm_step_(grads[index], alone, rules[index].contiguous(), **sizes)
+        step = kernels.cells_step_(grads[index], alone, rules[index].contiguous(), **sizes)
         assert torch.equal(steps[index], step)
         assert torch.equal(together[index], alone)
 
@@ -143,7 +172,7 @@ def test_nan_and_infinity_reach_the_state_as_in_the_rule(level, value):
     grads, state, cotangents = draw(rule, 1, 40)
     grads[0, 7] = value
     _, last, _ = reference(rule, weights, grads, state, cotangents)
-    kernels.lstm_step_(grads[0], state, flat, **sizes)
+    kernels.cells_step_(grads[0], state, flat, **sizes)
     assert torch.equal(state.isfinite(), last.isfinite())
     finite = last.isfinite()
     assert (state.double() - last)[finite].abs().max() < 2e-6

@@ -36,13 +36,13 @@ class Cpu(Backend):
 
     @staticmethod
     def supports(rule: UpdateRule, device: torch.device, dtype: torch.dtype) -> str | None:
-        """`default`, and `l2l` with LSTM cells, on float32, bfloat16 and float16 parameters."""
+        """`default` and `l2l` on float32, bfloat16 and float16 parameters."""
         if device.type != "cpu":
             return f"it runs on the CPU, not on {device.type}"
         if type(rule) is L2L and (rule.layers > MAX_LAYERS or rule.hidden > MAX_HIDDEN):
             return f"it has at most {MAX_LAYERS} layers of {MAX_HIDDEN}"
-        if type(rule) is not Default and (type(rule) is not L2L or rule.cell != "lstm"):
-            return "it knows the rules 'default' and 'l2l' with cell 'lstm' alone"
+        if type(rule) not in (Default, L2L):
+            return "it knows the rules 'default' and 'l2l' alone"
         if dtype not in STORAGE:
             return f"it has no {dtype}"
         if torch.compiler.is_compiling():
@@ -100,13 +100,14 @@ class Cpu(Backend):
         # Copies stand in for what is not contiguous.
         rows, states = contiguous(params), contiguous(cells)
         lr = float(batch.lr)
-        kernels.lstm_update_(
+        kernels.cells_update_(
             rows,
             readable([slot.grad for slot in slots]),
             states,
             self._weights(batch),
             layers=rule.layers,
             hidden=rule.hidden,
+            cell=rule.cell,
             p=rule.p if rule.preprocess == "log_sign" else None,
             scale=rule.scale,
             lr=lr,

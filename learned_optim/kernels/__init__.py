@@ -6,7 +6,8 @@ loaded before the first call.
 
 from __future__ import annotations
 
-from learned_optim.kernels.checks import weight_count
+from learned_optim.kernels.cells import cells_step_
+from learned_optim.kernels.checks import CELLS, weight_count
 from learned_optim.kernels.default_control import default_control_
 from learned_optim.kernels.default_runs import (
     DefaultState,
@@ -14,9 +15,9 @@ from learned_optim.kernels.default_runs import (
     default_weight_count,
 )
 from learned_optim.kernels.default_update import DefaultTensors
-from learned_optim.kernels.lstm import lstm_bptt, lstm_step_, lstm_vjp
+from learned_optim.kernels.lstm import lstm_bptt, lstm_vjp
 from learned_optim.kernels.native import Unavailable, why_not
-from learned_optim.kernels.update import count_up_, lstm_update_, not_finite
+from learned_optim.kernels.update import cells_update_, count_up_, not_finite
 
 
 def available() -> bool:
@@ -25,17 +26,18 @@ def available() -> bool:
 
 
 __all__ = [
+    "CELLS",
     "DefaultState",
     "DefaultTensors",
     "Unavailable",
     "available",
+    "cells_step_",
+    "cells_update_",
     "count_up_",
     "default_control_",
     "default_step_",
     "default_weight_count",
     "lstm_bptt",
-    "lstm_step_",
-    "lstm_update_",
     "lstm_vjp",
     "not_finite",
     "weight_count",

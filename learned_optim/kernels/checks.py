@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from operator import attrgetter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,26 +19,61 @@ STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _DTYPE, _ON_CPU = attrgetter("dtype"), attrgetter("is_cpu")
 
 
-def weight_count(layers: int, hidden: int, inputs: int) -> int:
-    """Length of the flat weights: see `lstm_bptt`."""
-    first = 4 * hidden * (inputs + hidden + 1)
-    return first + (layers - 1) * 4 * hidden * (2 * hidden + 1) + hidden + 1
+class CellSizes(NamedTuple):
+    """A kind of cell, numbered as in src/cells.h.
+
+    Attributes:
+        kind: its number.
+        gates: blocks of H rows in `w_ih`, `w_hh` and `b`.
+        vectors: of the state.
+        extra: further vectors of H weights.
+    """
+
+    kind: int
+    gates: int
+    vectors: int
+    extra: int
 
 
-def lstm_arguments(layers: int, hidden: int, p: float | None) -> native.LstmArguments:
-    """The LSTM's sizes as the library wants them.
+CELLS = {
+    "lstm": CellSizes(0, 4, 2, 0),
+    "rnn": CellSizes(1, 1, 1, 0),
+    "gru": CellSizes(2, 3, 1, 1),
+    "peephole": CellSizes(3, 4, 2, 3),
+    "coupled": CellSizes(4, 3, 2, 0),
+}
+
+
+def weight_count(layers: int, hidden: int, inputs: int, cell: str = "lstm") -> int:
+    """Length of the flat weights: see `cells_step_`."""
+    sizes = CELLS[cell]
+    columns = [inputs + hidden + 1] + [2 * hidden + 1] * (layers - 1)
+    cells = sum(hidden * (sizes.gates * count + sizes.extra) for count in columns)
+    return cells + hidden + 1
+
+
+def state_rows(layers: int, hidden: int, cell: str = "lstm") -> int:
+    """S: see `cells_step_`."""
+    return CELLS[cell].vectors * layers * hidden
+
+
+def cells_arguments(
+    layers: int, hidden: int, p: float | None, cell: str = "lstm"
+) -> native.CellsArguments:
+    """The cells' sizes as the library wants them.
 
     Raises:
         ValueError: for one outside its range.
     """
+    if cell not in CELLS:
+        raise ValueError(f"cell must be one of {[*CELLS]} but is {cell!r}")
     for name, value, high in (("layers", layers, MAX_LAYERS), ("hidden", hidden, MAX_HIDDEN)):
         if not 1 <= value <= high:
             raise ValueError(f"{name} must be in [1, {high}] but is {value}")
     if p is not None and not 0.0 < p <= 50.0:
         raise ValueError(f"p must be in (0, 50], or None for raw gradients, but is {p}")
-    if p is None:
-        return native.LstmArguments(layers, hidden, 1, 1.0, 1.0)
-    return native.LstmArguments(layers, hidden, 2, p, math.exp(p))
+    inputs, p, exp_p = (1, 1.0, 1.0) if p is None else (2, p, math.exp(p))
+    return native.CellsArguments(CELLS[cell].kind, layers, hidden, inputs, p, exp_p)
 
 
 def check_float32(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

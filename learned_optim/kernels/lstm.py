@@ -1,4 +1,4 @@
-"""The coordinatewise LSTM's kernels on tensors: a step forward, a step back, many back."""
+"""The coordinatewise LSTM's kernels on tensors: a step back, many back."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from learned_optim.kernels import native
 from learned_optim.kernels.checks import (
+    cells_arguments,
     check_float32,
-    lstm_arguments,
     thread_count,
     weight_count,
 )
@@ -30,7 +30,7 @@ def lstm_bptt(
 ) -> tuple[Tensor, Tensor]:
     """Gradient of `sum(cotangents * steps)` with respect to the weights, through T steps.
 
-    `steps[t]` is what `lstm_step_` gives for `grads[t]`, starting from `state`. The gradients are
+    `steps[t]` is what `cells_step_` gives for `grads[t]`, starting from `state`. The gradients are
     constants and the first state too (truncation), which is what makes coordinates independent.
 
     Args:
@@ -61,14 +61,14 @@ def lstm_bptt(
         ... )
         >>> parts = flat_grad.split([math.prod(shape) for shape in names.values()])
     """
-    lstm = lstm_arguments(layers, hidden, p)
+    cells = cells_arguments(layers, hidden, p)
     if grads.dim() != 2 or 0 in grads.shape:
         raise ValueError(f"grads must be (T, N) with T, N > 0 but has {tuple(grads.shape)}")
     steps, coordinates = grads.shape
     check_float32("grads", grads, (steps, coordinates))
     check_float32("cotangents", cotangents, (steps, coordinates))
     check_float32("state", state, (2 * layers * hidden, coordinates))
-    check_float32("weights", weights, (weight_count(layers, hidden, lstm.inputs),))
+    check_float32("weights", weights, (weight_count(layers, hidden, cells.inputs),))
     weight_grads, last_state = torch.empty_like(weights), torch.empty_like(state)
     arguments = native.BpttArguments(
         steps=steps,
@@ -82,7 +82,7 @@ def lstm_bptt(
         scale=scale,
         threads=thread_count(threads),
     )
-    native.call("learned_optim_bptt", lstm, arguments)
+    native.call("learned_optim_bptt", cells, arguments)
     return weight_grads, last_state
 
 
@@ -101,7 +101,7 @@ def lstm_vjp(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Vector-Jacobian product of one step with respect to the weights, gradients and state.
 
-    With `step, state_after` what `lstm_step_` gives, the gradient of
+    With `step, state_after` what `cells_step_` gives, the gradient of
     `sum(step_cotangents * step) + sum(state_cotangents * state_after)`. For a meta-gradient that
     also flows back through the optimizee's gradients, where the steps must be taken one by one.
 
@@ -128,7 +128,7 @@ def lstm_vjp(
         ValueError: for a wrong shape, dtype, device, layout or number.
         native.Unavailable: where the kernels are not built.
     """
-    lstm = lstm_arguments(layers, hidden, p)
+    cells = cells_arguments(layers, hidden, p)
     if grads.dim() not in (1, 2) or 0 in grads.shape:
         raise ValueError(f"grads must be (N,) or (P, N) with P, N > 0 but has {tuple(grads.shape)}")
     lead, coordinates = tuple(grads.shape[:-1]), grads.shape[-1]
@@ -137,7 +137,7 @@ def lstm_vjp(
     check_float32("state", state, rows)
     check_float32("step_cotangents", step_cotangents, (*lead, coordinates))
     check_float32("state_cotangents", state_cotangents, rows)
-    check_float32("weights", weights, (weight_count(layers, hidden, lstm.inputs),))
+    check_float32("weights", weights, (weight_count(layers, hidden, cells.inputs),))
     found = torch.empty_like(weights), torch.empty_like(grads), torch.empty_like(state)
     weight_grads, grad_cotangents, state_cotangents_before = found
     arguments = native.VjpArguments(
@@ -154,60 +154,5 @@ def lstm_vjp(
         scale=scale,
         threads=thread_count(threads),
     )
-    native.call("learned_optim_vjp", lstm, arguments)
+    native.call("learned_optim_vjp", cells, arguments)
     return found
-
-
-def lstm_step_(
-    grads: Tensor,
-    state: Tensor,
-    weights: Tensor,
-    *,
-    layers: int,
-    hidden: int,
-    p: float | None,
-    scale: float = 1.0,
-    threads: int | None = None,
-) -> Tensor:
-    """One step of N coordinates, or of P rules with N coordinates each; `state` in place.
-
-    Args:
-        grads: `(N,)` or `(P, N)`.
-        state: `(S, N)` or `(P, S, N)`, overwritten; layout as in `lstm_bptt`.
-        weights: flat as in `lstm_bptt`, `(W,)`, or `(P, W)` for one rule per leading index.
-        layers: number of stacked cells.
-        hidden: H.
-        p: as in `lstm_bptt`.
-        scale: as in `lstm_bptt`.
-        threads: torch's number by default; the result does not depend on it.
-
-    Returns:
-        The steps, shaped as `grads`.
-
-    Raises:
-        ValueError: for a wrong shape, dtype, device, layout or number.
-        native.Unavailable: where the kernels are not built.
-    """
-    lstm = lstm_arguments(layers, hidden, p)
-    if grads.dim() not in (1, 2):
-        raise ValueError(f"grads must be (N,) or (P, N) but has {tuple(grads.shape)}")
-    lead, coordinates = tuple(grads.shape[:-1]), grads.shape[-1]
-    size = weight_count(layers, hidden, lstm.inputs)
-    check_float32("grads", grads, (*lead, coordinates))
-    check_float32("state", state, (*lead, 2 * layers * hidden, coordinates))
-    check_float32("weights", weights, (size,) if weights.dim() == 1 else (*lead, size))
-    out = torch.empty_like(grads)
-    arguments = native.StepArguments(
-        rules=math.prod(lead),
-        coordinates=coordinates,
-        grads_stride=coordinates,
-        weights_stride=size if weights.dim() == 2 else 0,
-        grads=grads.data_ptr(),
-        weights=weights.data_ptr(),
-        state=state.data_ptr(),
-        out=out.data_ptr(),
-        scale=scale,
-        threads=thread_count(threads),
-    )
-    native.call("learned_optim_step", lstm, arguments)
-    return out

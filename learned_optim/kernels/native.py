@@ -18,10 +18,11 @@ class Unavailable(RuntimeError):
     """The compiled library cannot be used; the message says why and what to do."""
 
 
-class LstmArguments(ctypes.Structure):
+class CellsArguments(ctypes.Structure):
     """See src/table.h."""
 
     _fields_ = (
+        ("cell", _Int32),
         ("layers", _Int32),
         ("hidden", _Int32),
         ("inputs", _Int32),

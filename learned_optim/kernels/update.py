@@ -9,10 +9,11 @@ from torch import Tensor
 
 from learned_optim.kernels import native
 from learned_optim.kernels.checks import (
+    cells_arguments,
     check_all_float32,
     check_float32,
-    lstm_arguments,
     pointers,
+    state_rows,
     storage_type,
     thread_count,
     weight_count,
@@ -66,7 +67,7 @@ def count_up_(counters: Sequence[Tensor]) -> None:
     native.call("learned_optim_count", arguments)
 
 
-def lstm_update_(
+def cells_update_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     states: Sequence[Tensor],
@@ -75,6 +76,7 @@ def lstm_update_(
     layers: int,
     hidden: int,
     p: float | None,
+    cell: str = "lstm",
     scale: float = 1.0,
     lr: float = 1.0,
     keep: float = 1.0,
@@ -89,12 +91,13 @@ def lstm_update_(
     Args:
         params: any shapes, contiguous, one dtype of `STORAGE` for all.
         grads: as `params`; their dtype may be another.
-        states: `(S, *param.shape)` each, rows as in `lstm_bptt`; a third dtype.
-        weights: flat, float32, as in `lstm_bptt`.
+        states: `(S, *param.shape)` each, rows as in `cells_step_`; a third dtype.
+        weights: flat, float32, as in `cells_step_`.
         layers: number of stacked cells.
         hidden: H.
-        p: as in `lstm_bptt`.
-        scale: as in `lstm_bptt`.
+        p: as in `cells_step_`.
+        cell: as in `cells_step_`.
+        scale: as in `cells_step_`.
         lr: factor on the step.
         keep: factor on the parameter.
         maximize: negate the gradients.
@@ -104,14 +107,14 @@ def lstm_update_(
         ValueError: for a wrong size, dtype, device, layout or number.
         native.Unavailable: where the kernels are not built.
     """
-    lstm = lstm_arguments(layers, hidden, p)
-    check_float32("weights", weights, (weight_count(layers, hidden, lstm.inputs),))
+    cells = cells_arguments(layers, hidden, p, cell)
+    check_float32("weights", weights, (weight_count(layers, hidden, cells.inputs, cell),))
     counts = [param.numel() for param in params]
     if not counts:
         return
     param_type = storage_type("params", params, counts)
     grad_type = storage_type("grads", grads, counts)
-    state_type = storage_type("states", states, counts, 2 * layers * hidden)
+    state_type = storage_type("states", states, counts, state_rows(layers, hidden, cell))
     columns = [[*map(Tensor.data_ptr, column)] for column in (grads, params, states)]
     tensors = native.Table(*columns, counts)
     arguments = native.UpdateArguments(
@@ -127,4 +130,4 @@ def lstm_update_(
         state_type=state_type,
         threads=thread_count(threads),
     )
-    native.call("learned_optim_update", lstm, arguments)
+    native.call("learned_optim_update", cells, arguments)

@@ -2,7 +2,8 @@
 
 Only speed depends on this module: its functions return None where the kernels do not apply (no
 compiler, another rule or device, a graph to record), and the caller goes on in plain torch. The
-paper's rule has kernels for all of meta-training, `default` for what needs no graph.
+paper's rule has kernels for all of meta-training with LSTM cells; with others, and `default`, for
+what needs no graph.
 """
 
 from __future__ import annotations
@@ -67,11 +68,13 @@ def move(
         rows = _rows(state, consume)
         steps, signals = _default_step_(rule, weights, coords, rows, clock, facts, sizes)
         signals = signals.view(*coords.grad.shape[:-1], *signals.shape[1:])
-    elif type(rule) is L2L and rule.cell == "lstm":
+    elif type(rule) is L2L:
         rows, flat = _rows(state, consume), _flatten(rule, weights)
         if flat.dim() > 1:
             flat = _for_each_run(flat, coords.grad)
-        steps = kernels.lstm_step_(_runs(coords.grad, 1), rows["cell"], flat, **_numbers(rule))
+        steps = kernels.cells_step_(
+            _runs(coords.grad, 1), rows["cell"], flat, cell=rule.cell, **_numbers(rule)
+        )
         signals = steps.new_zeros(0, 1)
     else:
         return None

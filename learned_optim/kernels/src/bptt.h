@@ -10,7 +10,7 @@
 // Sums: in float32 within a lane and the tiles of `flush_tiles`, in float64 beyond. Chunks are cut
 // by the sizes alone and added in order, so threads do not change the result.
 #pragma once
-#include "lstm.h"
+#include "layers.h"
 #include "parallel.h"
 #include "sums.h"
 
@@ -124,7 +124,7 @@ void tile_forward(const Bptt& job, const Tile& tile) {
       int inputs = shape.layer_inputs(l);
       Kept out = {trace.h + (t + 1) * rows, trace.c + (t + 1) * rows, trace.gates + t * 4 * rows,
                   trace.tanh_c + t * rows};
-      layer_forward<H, true>(shape.hidden, inputs, job.packed.layer[l].forward,
+      layer_forward<Lstm, H, true>(shape.hidden, inputs, job.packed.layer[l].forward,
                              trace.x + t * inputs * TV, trace.h + t * rows, trace.c + t * rows,
                              out);
     }

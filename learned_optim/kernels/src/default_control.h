@@ -133,7 +133,7 @@ inline void read_means(const ControlTile& tile, int i, Means* means, Facts* fact
 inline void advise(int units, const float* packed, const float* head, const ControlTile& tile) {
   float *h = tile.cell, *c = h + units * (long)TV;
   Kept out = {tile.h, c, nullptr, nullptr};
-  layer_forward<0, false>(units, TELLS, packed, tile.x, h, c, out);
+  layer_forward<Lstm, 0, false>(units, TELLS, packed, tile.x, h, c, out);
   memcpy(h, tile.h, sizeof(float) * units * TV);
   for (int r = 0; r < ADVICE; r++)
     for (int i = 0; i < V; i++) {
@@ -229,7 +229,7 @@ inline void control_chunk(void* context, long index, void* memory) {
   const ControlTile tile = lay_out_control(a.units, arena);
   float* packed = arena.take<float>(packed_controller(a.units));
   const float* weights = a.weights + rule * job.set;
-  if (a.units) pack_forward(weights + HAND, a.units, TELLS, packed);
+  if (a.units) pack_forward<Lstm>(weights + HAND, a.units, TELLS, packed);
   for (int r = 0; r < DEFAULT_SUMS; r++)
     for (int i = 0; i < TV; i++) {
       const long tensor = rule * n + first + (i < valid ? i : 0);

@@ -1,7 +1,7 @@
 // The coordinates of the rule `default` (learned_optim/rules/default.py), one tile of TV of them:
 // moments, direction of Adam, the LSTM that bends it, step. Names and constants are that file's.
 #pragma once
-#include "lstm.h"
+#include "layers.h"
 #include "parallel.h"
 #include "table.h"
 
@@ -43,8 +43,8 @@ inline long default_weights(int hidden) {
 // From the caller's w_ih (4H, 6), w_hh (4H, H), b (4H), head (3, H), its bias (3).
 inline DefaultWeights pack_default(const float* w, int hidden, float* memory) {
   constexpr int inputs = DEFAULT_INPUTS + DEFAULT_SAYS;
-  const float* bias = w + 4L * hidden * (inputs + hidden);
-  const float* head = bias + 4L * hidden;
+  const LayerWeights layer = {w, hidden, inputs, Lstm::GATES};
+  const float* head = w + 4L * hidden * (inputs + hidden + 1);
   float* forward = memory;
   float* says = forward + default_forward_weights(hidden);
   float* bends = says + 4L * DEFAULT_SAYS * hidden;
@@ -53,9 +53,7 @@ inline DefaultWeights pack_default(const float* w, int hidden, float* memory) {
     const int units = group_size(hidden - j0, UNITS);
     for (int k = -1; k < inputs + hidden; k++)
       for (int i = 0; i < 4 * units; i++) {
-        const int row = i % 4 * hidden + j0 + i / 4;
-        const float value =
-            gate_factor(i % 4) * (k < 0 ? bias[row] : weight_at(w, hidden, inputs, row, k));
+        const float value = Lstm::weight(layer, i % 4, j0 + i / 4, k);
         if (k < DEFAULT_INPUTS || k >= inputs)
           *memory++ = value;
         else
@@ -135,7 +133,7 @@ INLINE void default_tile(int hidden_, const float* forward, const float* head, c
   if (hidden) {
     float *h = tile.cell, *c = h + hidden * (long)TV;
     Kept out = {tile.h, c, nullptr, nullptr};
-    layer_forward<H, false>(hidden, DEFAULT_INPUTS, forward, tile.x, h, c, out);
+    layer_forward<Lstm, H, false>(hidden, DEFAULT_INPUTS, forward, tile.x, h, c, out);
     memcpy(h, tile.h, sizeof(float) * hidden * TV);
 #pragma GCC unroll 3
     for (int r = 0; r < DEFAULT_BENDS; r++)

@@ -36,20 +36,20 @@ EXPORT int learned_optim_best_level() {
 // Hash of the sources, so that a stale library is never called.
 EXPORT const char* learned_optim_sources() { return SOURCES_HASH; }
 
-EXPORT int learned_optim_bptt(int level, const LstmArguments* lstm, const BpttArguments* a) {
-  return find(level)->bptt(lstm, a);
+EXPORT int learned_optim_bptt(int level, const CellsArguments* cells, const BpttArguments* a) {
+  return find(level)->bptt(cells, a);
 }
 
-EXPORT int learned_optim_vjp(int level, const LstmArguments* lstm, const VjpArguments* a) {
-  return find(level)->vjp(lstm, a);
+EXPORT int learned_optim_vjp(int level, const CellsArguments* cells, const VjpArguments* a) {
+  return find(level)->vjp(cells, a);
 }
 
-EXPORT int learned_optim_step(int level, const LstmArguments* lstm, const StepArguments* a) {
-  return find(level)->step(lstm, a);
+EXPORT int learned_optim_step(int level, const CellsArguments* cells, const StepArguments* a) {
+  return find(level)->step(cells, a);
 }
 
-EXPORT int learned_optim_update(int level, const LstmArguments* lstm, const UpdateArguments* a) {
-  return find(level)->update(lstm, a);
+EXPORT int learned_optim_update(int level, const CellsArguments* cells, const UpdateArguments* a) {
+  return find(level)->update(cells, a);
 }
 
 EXPORT int learned_optim_finite(int level, const FiniteArguments* a) {

@@ -12,13 +12,13 @@
 
 namespace {
 
-Shape shape_of(const LstmArguments* lstm) {
-  return {lstm->layers, lstm->hidden, lstm->inputs, {1.0f / lstm->p, lstm->exp_p}};
+Shape shape_of(const CellsArguments* cells) {
+  return {cells->cell, cells->layers, cells->hidden, cells->inputs, {1.0f / cells->p, cells->exp_p}};
 }
 
-int bptt(const LstmArguments* lstm, const BpttArguments* a) {
+int bptt(const CellsArguments* cells, const BpttArguments* a) {
   Bptt job = {};
-  job.shape = shape_of(lstm);
+  job.shape = shape_of(cells);
   job.leads = 1;
   job.steps = a->steps;
   job.coordinates = a->coordinates;
@@ -30,9 +30,9 @@ int bptt(const LstmArguments* lstm, const BpttArguments* a) {
   return run_bptt(job, a->weights, a->weight_grads, a->threads);
 }
 
-int vjp(const LstmArguments* lstm, const VjpArguments* a) {
+int vjp(const CellsArguments* cells, const VjpArguments* a) {
   Bptt job = {};
-  job.shape = shape_of(lstm);
+  job.shape = shape_of(cells);
   job.leads = a->leads;
   job.steps = 1;
   job.coordinates = a->coordinates;
@@ -46,14 +46,14 @@ int vjp(const LstmArguments* lstm, const VjpArguments* a) {
   return run_bptt(job, a->weights, a->weight_grads, a->threads);
 }
 
-int step(const LstmArguments* lstm, const StepArguments* a) {
-  Step job = {shape_of(lstm), a->rules,   a->coordinates, a->grads_stride, a->weights_stride,
+int step(const CellsArguments* cells, const StepArguments* a) {
+  Step job = {shape_of(cells), a->rules,   a->coordinates, a->grads_stride, a->weights_stride,
               a->grads,       a->weights, a->state,       a->out,          a->scale};
   return run_step(job, a->threads);
 }
 
-int update(const LstmArguments* lstm, const UpdateArguments* a) {
-  return run_update(shape_of(lstm), a);
+int update(const CellsArguments* cells, const UpdateArguments* a) {
+  return run_update(shape_of(cells), a);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// One forward step of the LSTM: state in place, one rule or one per leading index.
+// One forward step of the stacked cells: state in place, one rule or one per leading index.
 #pragma once
-#include "lstm.h"
+#include "layers.h"
 #include "parallel.h"
 
 namespace {
@@ -26,7 +26,7 @@ struct StepScratch {
 inline StepScratch lay_out_step(const Shape& shape, Arena& arena) {
   const long row = TV;
   StepScratch scratch;
-  scratch.packed = arena.take<float>(2 * shape.weights());
+  scratch.packed = arena.take<float>(shape.packed());
   scratch.state = arena.take<float>(shape.state_rows() * row);
   scratch.h = arena.take<float>(shape.hidden * row);
   scratch.grads = arena.take<float>(row);
@@ -36,7 +36,7 @@ inline StepScratch lay_out_step(const Shape& shape, Arena& arena) {
 }
 
 // The state's rows in `scratch.state` before -> after, the step in `scratch.out`.
-template <int H>
+template <class Cell, int H>
 INLINE void tile_step(const Shape& shape, const Packed& packed, const StepScratch& scratch,
                       float scale) {
   const int hidden = H ? H : shape.hidden;
@@ -44,9 +44,10 @@ INLINE void tile_step(const Shape& shape, const Packed& packed, const StepScratc
   features(shape, scratch.grads, scratch.x);
   const float* x = scratch.x;
   for (int l = 0; l < shape.layers; l++) {
-    float *h = scratch.state + 2 * l * rows, *c = h + rows;
+    float *h = scratch.state + Cell::VECTORS * l * rows, *c = h + rows;
     Kept out = {scratch.h, c, nullptr, nullptr};
-    layer_forward<H, false>(hidden, shape.layer_inputs(l), packed.layer[l].forward, x, h, c, out);
+    layer_forward<Cell, H, false>(hidden, shape.layer_inputs(l), packed.layer[l].forward, x, h, c,
+                                  out);
     memcpy(h, scratch.h, sizeof(float) * rows);
     x = h;
   }
@@ -56,7 +57,7 @@ INLINE void tile_step(const Shape& shape, const Packed& packed, const StepScratc
   for (int v = 0; v < V; v++) store(scratch.out + v * W, out[v] * scale);
 }
 
-template <int H>
+template <class Cell, int H>
 void step_chunk(void* context, long index, void* memory) {
   const Step& job = *(const Step*)context;
   const long rule = index / job.chunks_per_rule(), part = index % job.chunks_per_rule();
@@ -72,20 +73,26 @@ void step_chunk(void* context, long index, void* memory) {
     const int valid = n - first < TV ? (int)(n - first) : TV;
     gather_rows(job.grads + rule * job.grads_stride + first, n, 1, valid, scratch.grads);
     gather_rows(state + first, n, rows, valid, scratch.state);
-    tile_step<H>(job.shape, packed, scratch, job.scale);
+    tile_step<Cell, H>(job.shape, packed, scratch, job.scale);
     scatter_rows(scratch.state, n, rows, valid, state + first);
     scatter_rows(scratch.out, n, 1, valid, job.out + rule * n + first);
   }
 }
 
+typedef void (*Chunk)(void*, long, void*);
+
+// Of the sizes that are compiled for, LSTMs alone: the other cells are for the paper's ablation.
+inline Chunk step_for(const Shape& shape) {
+  if (shape.cell == LSTM && shape.hidden == 4) return step_chunk<Lstm, 4>;
+  if (shape.cell == LSTM && shape.hidden == 8) return step_chunk<Lstm, 8>;
+  if (shape.cell == LSTM && shape.hidden == 20) return step_chunk<Lstm, 20>;
+  return with_cell(shape.cell, [](auto cell) -> Chunk { return step_chunk<decltype(cell), 0>; });
+}
+
 inline int run_step(Step& job, int threads) {
   Arena measure = {nullptr};
   lay_out_step(job.shape, measure);
-  auto chunk = step_chunk<0>;
-  if (job.shape.hidden == 4) chunk = step_chunk<4>;
-  if (job.shape.hidden == 8) chunk = step_chunk<8>;
-  if (job.shape.hidden == 20) chunk = step_chunk<20>;
-  Job work = {chunk, &job, job.rules * job.chunks_per_rule(), measure.used};
+  Job work = {step_for(job.shape), &job, job.rules * job.chunks_per_rule(), measure.used};
   return run(work, threads);
 }
 

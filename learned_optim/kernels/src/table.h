@@ -2,8 +2,9 @@
 #pragma once
 #include <stdint.h>
 
-struct LstmArguments {
-  int32_t layers, hidden, inputs;
+// Stacked cells of a `CellKind`; bptt and vjp know LSTMs alone.
+struct CellsArguments {
+  int32_t cell, layers, hidden, inputs;
   float p, exp_p;  // of the features when inputs == 2
 };
 
@@ -118,10 +119,10 @@ struct DefaultRunsArguments {
 // One table per instruction set. Functions return 0, or 1 when memory ran out.
 struct Table {
   int32_t lanes;
-  int (*bptt)(const LstmArguments*, const BpttArguments*);
-  int (*vjp)(const LstmArguments*, const VjpArguments*);
-  int (*step)(const LstmArguments*, const StepArguments*);
-  int (*update)(const LstmArguments*, const UpdateArguments*);
+  int (*bptt)(const CellsArguments*, const BpttArguments*);
+  int (*vjp)(const CellsArguments*, const VjpArguments*);
+  int (*step)(const CellsArguments*, const StepArguments*);
+  int (*update)(const CellsArguments*, const UpdateArguments*);
   int (*finite)(const FiniteArguments*);
   int (*default_survey)(const DefaultArguments*);
   int (*default_update)(const DefaultArguments*);

@@ -99,7 +99,7 @@ inline void restore(const Update& job, const Span& span, long tile, vi* bad, flo
   }
 }
 
-template <int H>
+template <class Cell, int H>
 INLINE void update_tile(const Update& job, const Span& span, long tile, UpdateScratch& scratch) {
   const UpdateArguments& a = *job.a;
   const int length = tile_length(span, tile);
@@ -109,7 +109,7 @@ INLINE void update_tile(const Update& job, const Span& span, long tile, UpdateSc
   read_row(a.grad_type, (const char*)span.tensor->grad + at * size_of(a.grad_type), length, s.grads);
   if (a.maximize)
     for (int v = 0; v < V; v++) store(s.grads + v * W, -load(s.grads + v * W));
-  tile_step<H>(job.shape, job.packed, s, a.scale);
+  tile_step<Cell, H>(job.shape, job.packed, s, a.scale);
   char* param_at = (char*)span.tensor->param + at * size_of(a.param_type);
   float param[TV];
   read_row(a.param_type, param_at, length, param);
@@ -146,7 +146,7 @@ inline long find_tensor(const long* first, long count, long piece) {
   return low;
 }
 
-template <int H, int TYPE>
+template <class Cell, int H, int TYPE>
 void update_chunk(void* context, long index, void* memory) {
   const Update& job = *(const Update*)context;
   Arena arena = {(char*)memory};
@@ -161,24 +161,31 @@ void update_chunk(void* context, long index, void* memory) {
     read_state<TYPE>(job, span, scratch.state);
     for (long tile = 0; tile * TV < span.length; tile++) {
       prefetch(job, next, tile);
-      update_tile<H>(job, span, tile, scratch);
+      update_tile<Cell, H>(job, span, tile, scratch);
     }
     write_state<TYPE>(job, span, scratch.state);
     span = next;
   }
 }
 
-typedef void (*Chunk)(void*, long, void*);
+template <class Cell, int H>
+Chunk update_for_type(int state_type) {
+  if (state_type == FLOAT16) return update_chunk<Cell, H, FLOAT16>;
+  if (state_type == BFLOAT16) return update_chunk<Cell, H, BFLOAT16>;
+  return update_chunk<Cell, H, FLOAT32>;
+}
 
-template <int H>
-Chunk update_for(int state_type) {
-  if (state_type == FLOAT16) return update_chunk<H, FLOAT16>;
-  if (state_type == BFLOAT16) return update_chunk<H, BFLOAT16>;
-  return update_chunk<H, FLOAT32>;
+// See `step_for`.
+inline Chunk update_for(const Shape& shape, int state_type) {
+  if (shape.cell == LSTM && shape.hidden == 4) return update_for_type<Lstm, 4>(state_type);
+  if (shape.cell == LSTM && shape.hidden == 8) return update_for_type<Lstm, 8>(state_type);
+  if (shape.cell == LSTM && shape.hidden == 20) return update_for_type<Lstm, 20>(state_type);
+  return with_cell(shape.cell,
+                   [&](auto cell) { return update_for_type<decltype(cell), 0>(state_type); });
 }
 
 inline int run_update(const Shape& shape, const UpdateArguments* a) {
-  float* memory = (float*)malloc(sizeof(float) * 2 * shape.weights());
+  float* memory = (float*)malloc(sizeof(float) * shape.packed());
   long* first = (long*)malloc(sizeof(long) * (a->count + 1));
   int failed = !memory || !first;
   if (!failed) {
@@ -189,11 +196,7 @@ inline int run_update(const Shape& shape, const UpdateArguments* a) {
     Update job = {shape, a, pack(shape, a->weights, memory, NO_BACKWARD), first, strips};
     Arena measure = {nullptr};
     lay_out_update(shape, measure);
-    Chunk chunk = update_for<0>(a->state_type);
-    if (shape.hidden == 4) chunk = update_for<4>(a->state_type);
-    if (shape.hidden == 8) chunk = update_for<8>(a->state_type);
-    if (shape.hidden == 20) chunk = update_for<20>(a->state_type);
-    Job work = {chunk, &job, (first[a->count] + strips - 1) / strips, measure.used};
+    Job work = {update_for(shape, a->state_type), &job, (first[a->count] + strips - 1) / strips, measure.used};
     failed = run(work, a->threads);
   }
   free(memory);

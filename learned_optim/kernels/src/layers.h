@@ -1,27 +1,44 @@
-// The coordinatewise LSTM on one tile of TV coordinates: packed weights and the forward step.
+// Stacked cells on one tile of TV coordinates: packed weights and the forward step.
 //
-// Rows of TV floats; gates are stored unit after unit as (i, f, o, g), while the caller's weights
-// have all i rows first. Sizes are run-time numbers unless the template knows the hidden size H.
+// Rows of TV floats; sums are stored unit after unit, while the caller's weights have all rows of the
+// first gate first. Sizes are run-time numbers unless the template knows the hidden size H.
 #pragma once
 #include <stdlib.h>
 
-#include "activations.h"
+#include "cells.h"
 
 namespace {
 
 struct Shape {
-  int layers, hidden, inputs;
+  int cell, layers, hidden, inputs;
   LogSign features;  // used when inputs == 2; one input is the raw gradient
 
   int layer_inputs(int layer) const { return layer == 0 ? inputs : hidden; }
-  // Floats of one layer in the caller's flat weights: w_ih (4H, F), w_hh (4H, H), b (4H).
-  long layer_weights(int layer) const { return 4L * hidden * (layer_inputs(layer) + hidden + 1); }
+  // Floats of one layer in the caller's flat weights, see `LayerWeights`.
+  long layer_weights(int layer) const {
+    const long columns = layer_inputs(layer) + hidden + 1;
+    return hidden * with_cell(cell, [&](auto c) { return c.GATES * columns + c.EXTRA; });
+  }
+  // As the forward step reads them.
+  long packed_weights(int layer) const {
+    const long columns = layer_inputs(layer) + hidden + 1;
+    return hidden * with_cell(cell, [&](auto c) { return c.ROWS * columns + c.OWN; });
+  }
   long weights() const {
     long n = hidden + 1;
     for (int layer = 0; layer < layers; layer++) n += layer_weights(layer);
     return n;
   }
-  long state_rows() const { return 2L * layers * hidden; }
+  // What `pack` fills.
+  long packed() const {
+    long n = 0;
+    for (int layer = 0; layer < layers; layer++) n += packed_weights(layer) + layer_weights(layer);
+    return n;
+  }
+  int vectors() const {
+    return with_cell(cell, [](auto c) { return c.VECTORS; });
+  }
+  long state_rows() const { return (long)vectors() * layers * hidden; }
 };
 
 constexpr int MAX_LAYERS = 8;
@@ -41,38 +58,34 @@ constexpr int BACK_ROWS = 4 * UNITS;  // inputs handled together on the way back
 
 INLINE int group_size(int left, int largest) { return left < largest ? left : largest; }
 
-// Sigmoid gates go through 2^y, so their weights carry the factor -log2(e).
-inline float gate_factor(int gate) { return gate == 3 ? 1.0f : -LOG2_E; }
+// Units whose sums share the registers.
+template <class Cell>
+constexpr int GROUP = 4 * UNITS / Cell::ROWS;
 
-// All weights that input k (of x, then of h) sends to gate row `row` of the caller's layout.
-inline float weight_at(const float* w, int hidden, int inputs, int row, int k) {
-  if (k < inputs) return w[(long)row * inputs + k];
-  return w[4L * hidden * inputs + (long)row * hidden + (k - inputs)];
-}
-
-inline void pack_forward(const float* w, int hidden, int inputs, float* out) {
-  const float* bias = w + 4L * hidden * (inputs + hidden);
-  for (int j0 = 0; j0 < hidden; j0 += UNITS) {
-    int units = group_size(hidden - j0, UNITS);
+template <class Cell>
+inline void pack_forward(const float* weights, int hidden, int inputs, float* out) {
+  const LayerWeights w = {weights, hidden, inputs, Cell::GATES};
+  for (int j0 = 0; j0 < hidden;) {
+    const int units = hidden - j0 >= GROUP<Cell> ? GROUP<Cell> : 1;
     for (int k = -1; k < inputs + hidden; k++)
       for (int j = j0; j < j0 + units; j++)
-        for (int q = 0; q < 4; q++) {
-          int row = q * hidden + j;
-          float value = k < 0 ? bias[row] : weight_at(w, hidden, inputs, row, k);
-          *out++ = gate_factor(q) * value;
-        }
+        for (int row = 0; row < Cell::ROWS; row++) *out++ = Cell::weight(w, row, j, k);
+    for (int j = j0; j < j0 + units; j++)
+      for (int i = 0; i < Cell::OWN; i++) *out++ = w.extra(i, j);
+    j0 += units;
   }
 }
 
 // `first`: the first input whose gradient is wanted.
-inline void pack_backward(const float* w, int hidden, int inputs, int first, float* out) {
+inline void pack_backward(const float* weights, int hidden, int inputs, int first, float* out) {
+  const LayerWeights w = {weights, hidden, inputs, Lstm::GATES};
   for (int k0 = first; k0 < inputs + hidden;) {
     int left = inputs + hidden - k0;
     int rows = left >= BACK_ROWS ? BACK_ROWS : left >= 4 ? 4 : 1;
     for (int j = 0; j < hidden; j++)
       for (int q = 0; q < 4; q++)
         for (int k = k0; k < k0 + rows; k++)
-          *out++ = weight_at(w, hidden, inputs, q * hidden + j, k);
+          *out++ = w.at(q, j, k);
     k0 += rows;
   }
 }
@@ -80,16 +93,18 @@ inline void pack_backward(const float* w, int hidden, int inputs, int first, flo
 // How far the way back goes: not at all, to the state, or through the features to the gradient.
 enum Backward { NO_BACKWARD, TO_STATE, TO_GRADIENT };
 
-// Packs into `memory`, which holds 2 * shape.weights() floats.
+// Packs into `memory`, which holds shape.packed() floats. There is a way back for LSTMs alone.
 inline Packed pack(const Shape& shape, const float* w, float* memory, Backward backward) {
   Packed packed;
   for (int layer = 0; layer < shape.layers; layer++) {
-    int inputs = shape.layer_inputs(layer);
-    packed.layer[layer] = {memory, memory + shape.layer_weights(layer)};
-    pack_forward(w, shape.hidden, inputs, packed.layer[layer].forward);
+    const int hidden = shape.hidden, inputs = shape.layer_inputs(layer);
+    packed.layer[layer] = {memory, memory + shape.packed_weights(layer)};
+    with_cell(shape.cell, [&](auto cell) {
+      pack_forward<decltype(cell)>(w, hidden, inputs, packed.layer[layer].forward);
+    });
     const int first = layer == 0 && backward == TO_STATE ? inputs : 0;
-    if (backward) pack_backward(w, shape.hidden, inputs, first, packed.layer[layer].backward);
-    memory += 2 * shape.layer_weights(layer);
+    if (backward) pack_backward(w, hidden, inputs, first, packed.layer[layer].backward);
+    memory += shape.packed_weights(layer) + shape.layer_weights(layer);
     w += shape.layer_weights(layer);
   }
   packed.head = w;
@@ -119,18 +134,7 @@ struct Kept {
   float* tanh_c;      // H rows or null
 };
 
-// One vector of one unit: gates -> c, h. Two reciprocals, one for c and one for h.
-INLINE void unit_step(vf yi, vf yf, vf yo, vf g_in, vf c, float* c_out, float* h_out) {
-  vf i = exp2_clamped(yi) + 1.0f, f = exp2_clamped(yf) + 1.0f, o = exp2_clamped(yo) + 1.0f;
-  Fraction g = tanh_fraction(g_in);
-  vf id = i * g.d;
-  c = (c * id + f * g.n) * reciprocal(f * id);
-  store(c_out, c);
-  Fraction t = tanh_fraction(c);
-  store(h_out, t.n * reciprocal(o * t.d));
-}
-
-// The same, keeping what the way back needs.
+// `Lstm::step`, keeping what the way back needs.
 INLINE void unit_step_kept(vf yi, vf yf, vf yo, vf g_in, vf c, const Kept& out, long at,
                            long gates_at) {
   vf i = reciprocal(exp2_clamped(yi) + 1.0f), f = reciprocal(exp2_clamped(yf) + 1.0f);
@@ -146,10 +150,10 @@ INLINE void unit_step_kept(vf yi, vf yf, vf yo, vf g_in, vf c, const Kept& out, 
   store(out.gates + gates_at + 3 * TV, g);
 }
 
-template <int N_UNITS, bool KEEP>
+template <class Cell, int N_UNITS, bool KEEP>
 INLINE const float* units_forward(const float* w, int j0, int hidden, int inputs, const float* x,
                                   const float* h, const float* c, const Kept& out) {
-  constexpr int R = 4 * N_UNITS;
+  constexpr int R = Cell::ROWS * N_UNITS;
   vf sums[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
@@ -157,32 +161,34 @@ INLINE const float* units_forward(const float* w, int j0, int hidden, int inputs
     for (int v = 0; v < V; v++) sums[r][v] = set1(w[r]);
   multiply<R>(w + R, x, inputs, sums);
   multiply<R>(w + R * (1 + inputs), h, hidden, sums);
-#pragma GCC unroll 2
+  w += R * (1 + inputs + hidden);
+#pragma GCC unroll 8
   for (int u = 0; u < N_UNITS; u++)
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) {
-      long at = (j0 + u) * TV + v * W;
-      vf before = load(c + at);
-      vf i = sums[4 * u][v], f = sums[4 * u + 1][v], o = sums[4 * u + 2][v];
-      vf g = sums[4 * u + 3][v];
+      const long at = (j0 + u) * TV + v * W;
+      vf y[Cell::ROWS], before = {};
+#pragma GCC unroll 8
+      for (int row = 0; row < Cell::ROWS; row++) y[row] = sums[Cell::ROWS * u + row][v];
+      if constexpr (Cell::VECTORS == 2) before = load(c + at);
       if constexpr (KEEP)
-        unit_step_kept(i, f, o, g, before, out, at, 4L * (j0 + u) * TV + v * W);
+        unit_step_kept(y[0], y[1], y[2], y[3], before, out, at, 4L * (j0 + u) * TV + v * W);
       else
-        unit_step(i, f, o, g, before, out.c + at, out.h + at);
+        Cell::step(y, w + Cell::OWN * u, load(h + at), before, out.c + at, out.h + at);
     }
-  return w + R * (1 + inputs + hidden);
+  return w + Cell::OWN * N_UNITS;
 }
 
 // One layer of one step. `x`: input rows; `h`, `c`: the layer's state before, H rows each.
-template <int H, bool KEEP>
+template <class Cell, int H, bool KEEP>
 INLINE void layer_forward(int hidden_, int inputs, const float* packed, const float* x,
                           const float* h, const float* c, const Kept& out) {
   const int hidden = H ? H : hidden_;
   int j = 0;
-  for (; j + UNITS <= hidden; j += UNITS)
-    packed = units_forward<UNITS, KEEP>(packed, j, hidden, inputs, x, h, c, out);
+  for (; j + GROUP<Cell> <= hidden; j += GROUP<Cell>)
+    packed = units_forward<Cell, GROUP<Cell>, KEEP>(packed, j, hidden, inputs, x, h, c, out);
   for (; j < hidden; j++)
-    packed = units_forward<1, KEEP>(packed, j, hidden, inputs, x, h, c, out);
+    packed = units_forward<Cell, 1, KEEP>(packed, j, hidden, inputs, x, h, c, out);
 }
 
 INLINE void head_forward(const float* head, int hidden, const float* h, vf (&out)[V]) {
