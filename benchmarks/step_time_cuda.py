@@ -93,6 +93,7 @@ def half_state(rule: L2L) -> Contender:
 
     def make(params: list[nn.Parameter]) -> tuple[Step, int]:
         from learned_optim.backends.triton import launch, packing
+        from learned_optim.backends.triton.constants import L2LSizes
 
         weights = {key: value.to(params[0].device) for key, value in drawn(rule).items()}
         columns, matrices = packing.pack(rule, weights)
@@ -100,7 +101,7 @@ def half_state(rule: L2L) -> Contender:
         grads = [p.grad for p in params if p.grad is not None]
         rows = rule.state_spec["cell"].rows
         cells = [torch.zeros(rows, *p.shape, dtype=torch.float16, device=p.device) for p in params]
-        sizes = launch.L2LSizes(rule.layers, rule.hidden, rule.p, rule.scale)
+        sizes = L2LSizes(rule.layers, rule.hidden, rule.p, rule.scale)
 
         def step() -> None:
             finite = launch.survey(grads, tensors, [], False)[:, 0] == 0

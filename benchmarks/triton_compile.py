@@ -30,7 +30,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.results import RESULTS, provenance, write_json
-from learned_optim.backends.triton import kernels, launch
+from learned_optim.backends.triton import constants as made
+from learned_optim.backends.triton import kernels
 
 CAPABILITY = 90
 MULTIPROCESSORS, CLOCK, BANDWIDTH = 132, 1.755e9, 4.3e12
@@ -72,7 +73,7 @@ def _dtypes(**kinds: Any) -> dict[str, Any]:  # noqa: ANN401, triton's dtypes
 
 def l2l(layers: int, hidden: int, half: bool, wide: bool = True) -> Variant:
     """The update of `l2l`, its state in float32 or float16; `wide`: tensors with wide loads."""
-    constants = launch.l2l_constants(launch.L2LSizes(layers, hidden, 10.0, 0.1))
+    constants = made.l2l_constants(made.L2LSizes(layers, hidden, 10.0, 0.1))
     kinds = _dtypes(CELL=tl.float16 if half else tl.float32, ALIGNED=wide)
     flags = {"MASKED": True, "TENSOR_LR": False}
     state = 2 * layers * hidden * (2 if half else 4)
@@ -85,7 +86,7 @@ def l2l(layers: int, hidden: int, half: bool, wide: bool = True) -> Variant:
 
 def default(hidden: int, unfinished: bool = False, tensor_lr: bool = False) -> Variant:
     """The update of `default`; `unfinished`: of a matrix, before the matrix stage."""
-    constants = launch.default_constants(hidden)
+    constants = made.default_constants(hidden)
     kinds = _dtypes(MOMENTS=tl.float32, CELL=tl.float16)
     flags = {"MASKED": True, "TENSOR_LR": tensor_lr, "UNFINISHED": unfinished}
     name = f"default {hidden}" + (", matrix" if unfinished else "")
@@ -102,8 +103,8 @@ def variants() -> list[Variant]:
     surveys = [
         Variant(f"survey{name}", kernels.survey, _dtypes() | constants, None, None)
         for name, constants in (
-            ("", launch.survey_constants(False)),
-            (" with sums", launch.survey_constants(True)),
+            ("", made.survey_constants(False)),
+            (" with sums", made.survey_constants(True)),
         )
     ]
     return [
@@ -119,7 +120,7 @@ def variants() -> list[Variant]:
         default(4, unfinished=True),
         default(8),
         *surveys,
-        Variant("add up", kernels.add_up, launch.add_up_constants(6), None, None),
+        Variant("add up", kernels.add_up, made.add_up_constants(6), None, None),
     ]
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import pytest
 import torch
 
 from benchmarks.baselines import Sweep
-from benchmarks.paper import ablations, anatomy, failures, trajectories
+from benchmarks.paper import ablations, anatomy, failures, report, trajectories
 from benchmarks.results import write_json
 from learned_optim.meta_training.unroll import Runs, begin
 from learned_optim.optimizer import LearnedOptimizer
@@ -139,8 +140,6 @@ def test_a_failure_is_measured_once_for_the_same_weights(failing, tmp_path, caps
     failures.measure(path, {"one": case})
     failures.measure(path, {"one": case, "two": case})
     assert ran == ["one", "two"]
-    failures.measure(path, {"one": case}, again=True)
-    assert ran == ["one", "two", "one"]
     content = json.loads(path.read_text(encoding="utf-8"))
     facts = content["failures"]["one"]["entries"]
     assert facts.keys() == {"adam", "l2l", "default"}
@@ -214,3 +213,34 @@ def test_an_ablation_that_is_there_is_not_run_again(tmp_path, monkeypatch):
     ablations.measure(path)
     assert len(ran) == count
     assert json.loads(path.read_text(encoding="utf-8"))["cpu_seconds"] == count
+
+
+def test_a_script_goes_on_begins_again_or_only_draws(tmp_path, monkeypatch, capsys):
+    seen = []
+
+    def measure(path):
+        seen.append(path.is_file())
+        path.write_text('{"answer": 42}', encoding="utf-8")
+
+    def draw(content, path):
+        path.write_text(str(content["answer"]), encoding="utf-8")
+
+    def script(*options):
+        monkeypatch.setattr("sys.argv", ["script", "--output", str(tmp_path), *options])
+        report.script(
+            "",
+            "found",
+            measure,
+            draw,
+            lambda content: sys.stdout.write(f"{content}\n"),
+            resumes=True,
+        )
+
+    script()
+    script()
+    script("--again")
+    assert seen == [False, True, False]
+    script("--redraw")
+    assert len(seen) == 3
+    assert (tmp_path / "found.png").read_text(encoding="utf-8") == "42"
+    assert capsys.readouterr().out.count("{'answer': 42}") == 4

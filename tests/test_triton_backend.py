@@ -27,7 +27,7 @@ from learned_optim.weights import bundled_names, load_bundled
 if (_reason := why_not()) is not None:
     pytest.skip(_reason, allow_module_level=True)
 
-from learned_optim.backends.triton import Triton, launch
+from learned_optim.backends.triton import Triton, constants, launch
 
 FEW = [(), (3,), (65,), (5, 13)]
 L2LS = [
@@ -106,7 +106,7 @@ def test_with_lr_zero_only_the_state_moves():
 
 @pytest.mark.parametrize("rule", [ONE_EACH[1], ONE_EACH[2]], ids=str)
 def test_tensors_of_many_blocks(rule):
-    block = launch.MULTIPLIED_OUT.block
+    block = constants.MULTIPLIED_OUT.block
     check(make(rule, [(2 * block + 1,), (7,), (block,), (3, block)]))
 
 

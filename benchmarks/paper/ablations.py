@@ -111,9 +111,9 @@ def examine(chosen: Recipe, test_runs: int = 1024) -> dict[str, Any]:
     }
 
 
-def measure(path: Path, *, again: bool = False) -> None:
+def measure(path: Path) -> None:
     """Run the variants that `path` lacks, and write after each."""
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not again else {}
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     done: dict[str, Any] = dict(saved.get("variants", {}))
     for group, variants in VARIANTS.items():
         for name, changes in variants.items():
@@ -181,16 +181,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = report.small_parser(__doc__ or "")
-    parser.add_argument("--again", action="store_true", help="run every variant anew")
-    arguments = parser.parse_args()
-    path = arguments.output / "paper_ablations.json"
-    if not arguments.redraw:
-        measure(path, again=arguments.again)
-    content = json.loads(path.read_text(encoding="utf-8"))
-    show(content)
-    draw(content, path.with_suffix(".png"))
-    print(f"\nWritten: {path} and {path.with_suffix('.png')}")
+    report.script(__doc__ or "", "paper_ablations", measure, draw, show, resumes=True)
 
 
 if __name__ == "__main__":

@@ -177,12 +177,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    arguments = report.small_parser(__doc__ or "").parse_args()
-    path = arguments.output / "paper_anatomy.json"
-    if not arguments.redraw:
-        write_json(path, measure())
-    draw(json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".png"))
-    print(f"Written: {path} and {path.with_suffix('.png')}")
+    report.script(__doc__ or "", "paper_anatomy", lambda path: write_json(path, measure()), draw)
 
 
 if __name__ == "__main__":

@@ -147,11 +147,11 @@ def contenders(case: Failure, rules: Mapping[str, LoadedRule]) -> dict[str, Call
     return entries
 
 
-def measure(path: Path, cases: Mapping[str, Failure], *, again: bool = False) -> None:
+def measure(path: Path, cases: Mapping[str, Failure] = CASES) -> None:
     """Run the cases that `path` lacks for today's weights, and write after each."""
     names = sorted({case.rule for case in cases.values()} | {"default"})
     rules = {name: load_bundled(name) for name in names}
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not again else {}
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     done: dict[str, Any] = dict(saved.get("failures", {}))
     for name, case in cases.items():
         entries = contenders(case, rules)
@@ -225,16 +225,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = report.small_parser(__doc__ or "")
-    parser.add_argument("--again", action="store_true", help="run every case anew")
-    arguments = parser.parse_args()
-    path = arguments.output / "paper_failures.json"
-    if not arguments.redraw:
-        measure(path, CASES, again=arguments.again)
-    content = json.loads(path.read_text(encoding="utf-8"))
-    show(content)
-    draw(content, path.with_suffix(".png"))
-    print(f"\nWritten: {path} and {path.with_suffix('.png')}")
+    report.script(__doc__ or "", "paper_failures", measure, draw, show, resumes=True)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,40 @@ def small_parser(description: str) -> argparse.ArgumentParser:
         "--redraw", action="store_true", help="only the table and the figure, from the JSON"
     )
     return result
+
+
+def script(
+    description: str,
+    name: str,
+    measure: Callable[[Path], None],
+    draw: Callable[[dict[str, Any], Path], None],
+    show: Callable[[dict[str, Any]], None] = lambda _: None,
+    *,
+    resumes: bool = False,
+) -> None:
+    """What a script with one result does: measure, unless it only draws; print; draw.
+
+    Args:
+        description: for `--help`.
+        name: of the JSON and of the figure beside it.
+        measure: writes the JSON. Where it finds one, it may go on with that.
+        draw: the figure at a path, from the JSON's content.
+        show: prints the table.
+        resumes: whether `measure` goes on, so that `--again` can ask for a new beginning.
+    """
+    options = small_parser(description)
+    if resumes:
+        options.add_argument("--again", action="store_true", help="run everything anew")
+    arguments = options.parse_args()
+    path = arguments.output / f"{name}.json"
+    if resumes and arguments.again:
+        path.unlink(missing_ok=True)
+    if not arguments.redraw:
+        measure(path)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    show(content)
+    draw(content, path.with_suffix(".png"))
+    print(f"\nWritten: {path} and {path.with_suffix('.png')}")
 
 
 def parser(description: str, bundled: str) -> argparse.ArgumentParser:

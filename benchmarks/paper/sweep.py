@@ -126,14 +126,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    arguments = report.small_parser(__doc__ or "").parse_args()
-    path = arguments.output / "paper_sweep.json"
-    if not arguments.redraw:
-        measure(path)
-    content = json.loads(path.read_text(encoding="utf-8"))
-    show(content)
-    draw(content, path.with_suffix(".png"))
-    print(f"\nWritten: {path} and {path.with_suffix('.png')}")
+    report.script(__doc__ or "", "paper_sweep", measure, draw, show, resumes=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ picture, not a claim. Neither rule was trained on surfaces of two dimensions.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -190,14 +189,9 @@ def show(content: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    arguments = report.small_parser(__doc__ or "").parse_args()
-    path = arguments.output / "paper_trajectories.json"
-    if not arguments.redraw:
-        write_json(path, measure())
-    content = json.loads(path.read_text(encoding="utf-8"))
-    show(content)
-    draw(content, path.with_suffix(".png"))
-    print(f"\nWritten: {path} and {path.with_suffix('.png')}")
+    report.script(
+        __doc__ or "", "paper_trajectories", lambda path: write_json(path, measure()), draw, show
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """From lists of tensors to launches of the kernels: a few, however many tensors there are.
 
-Nothing is read back from the device. The only module that imports `triton` when it is imported,
-besides the kernels themselves.
+Nothing is read back from the device. Imports `triton` when it is imported, as do the kernels and
+what is built on this.
 """
 
 from __future__ import annotations
@@ -10,47 +10,30 @@ import math
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from learned_optim.backends.copies import readable, write_back_
 from learned_optim.backends.kept import Kept, numbers
 from learned_optim.backends.triton import kernels as _kernels
-from learned_optim.backends.triton.packing import by_products, padded
+from learned_optim.backends.triton.constants import (
+    KINDS,
+    SURVEY_BLOCK,
+    L2LSizes,
+    add_up_constants,
+    l2l_constants,
+    survey_constants,
+)
 from learned_optim.backends.triton.tables import Layout, lay_out
 from learned_optim.rules import default
 
 # What `triton.jit` makes of their signatures no type checker knows.
 kernels: Any = _kernels
-KINDS: dict[torch.dtype, Any] = {
-    torch.float32: tl.float32,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-}
 # Of addresses in bytes and of sizes in elements, for loads and stores of `kernels.VECTOR` float32.
 ALIGNMENT, MULTIPLE = 8, 2
-SURVEY_BLOCK, SURVEY_TILE = 4096, 1024
-ADD_UP_TILE = 512
 _KEPT = Kept()
-
-
-class Shape(NamedTuple):
-    """How a kernel is cut: coordinates a program moves, and its warps."""
-
-    block: int
-    warps: int
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """For a launch; without contraction a product and a sum are two instructions."""
-        return {"BLOCK": self.block, "num_warps": self.warps, "enable_fp_fusion": True}
-
-
-MULTIPLIED_OUT = Shape(256, 4)
-BY_PRODUCTS = Shape(64, 4)
 
 
 @dataclass(frozen=True)
@@ -86,47 +69,6 @@ class Group:
         """What the kernels are compiled for."""
         on_device = isinstance(self.lr(device), Tensor)
         return {"MASKED": self.finite is not None, "TENSOR_LR": on_device}
-
-
-class L2LSizes(NamedTuple):
-    """The config of `l2l` as its kernel takes it: `p` is None for raw gradients."""
-
-    layers: int
-    hidden: int
-    p: float | None
-    scale: float
-
-
-def l2l_constants(sizes: L2LSizes) -> dict[str, Any]:
-    """What its kernel is compiled for, besides dtypes, alignment and the group's flags."""
-    products = by_products(sizes.layers, sizes.hidden)
-    return {
-        "LAYERS": sizes.layers,
-        "HIDDEN": sizes.hidden,
-        "PADDED": padded(sizes.hidden, products),
-        "LOG_SIGN": sizes.p is not None,
-        "PRODUCTS": products,
-        **(BY_PRODUCTS if products else MULTIPLIED_OUT).options,
-    }
-
-
-def default_constants(hidden: int) -> dict[str, Any]:
-    """The same for the kernel of `default`."""
-    size = padded(max(hidden, 1), products=False)
-    return {"HIDDEN": hidden, "PADDED": size, **MULTIPLIED_OUT.options}
-
-
-def survey_constants(moments: bool) -> dict[str, Any]:
-    """The same for the survey, which takes sums where there are moments."""
-    width = 1 + (len(default.SUMS) if moments else 0)
-    cut = {"BLOCK": SURVEY_BLOCK, "TILE": SURVEY_TILE, "enable_fp_fusion": True}
-    return {"MOMENTS": tl.float32, "SUMS": moments, "COLUMNS": width, **cut}
-
-
-def add_up_constants(width: int) -> dict[str, Any]:
-    """The same for the sum over blocks."""
-    cut = {"TILE": ADD_UP_TILE, "enable_fp_fusion": True}
-    return {"COLUMNS": width, "PADDED": 1 << (width - 1).bit_length(), **cut}
 
 
 class Launch:
@@ -264,72 +206,3 @@ def l2l_(
             )  # fmt: skip
     write_back_(params, rows[0])
     write_back_(cells, rows[1])
-
-
-class DefaultStep:
-    """A step of the rule `default` on T tensors, in place; nothing moves before `move_`.
-
-    Args:
-        grads: float32, bfloat16 or float16.
-        params: the same shapes.
-        moments: `(2, *shape)` each, float32.
-        cells: `(2 * hidden, *shape)` each; none where `hidden` is 0.
-        columns: from `pack`.
-        signals: `(M, T)` float32, from the rule's `control`.
-        group: the settings.
-        late: tensors that only `move_(tensor, steps)` moves.
-    """
-
-    def __init__(
-        self,
-        grads: Sequence[Tensor],
-        params: Sequence[Tensor],
-        moments: Sequence[Tensor],
-        cells: Sequence[Tensor],
-        columns: Tensor,
-        signals: Tensor,
-        group: Group,
-        late: Sequence[int] = (),
-    ) -> None:
-        self._entries = [entry for entry in (params, moments, cells) if entry]
-        self._rows = [readable(entry) for entry in self._entries]
-        self._launch = Launch(readable(grads), self._rows, MULTIPLIED_OUT.block, late)
-        self._columns, self._signals, self._group = columns, signals.contiguous(), group
-        hidden = cells[0].shape[0] // 2 if cells else 0
-        self._constants = {
-            "GRAD": KINDS[grads[0].dtype],
-            "PARAM": KINDS[params[0].dtype],
-            "MOMENTS": KINDS[moments[0].dtype],
-            "CELL": KINDS[cells[0].dtype] if cells else tl.float32,
-            **group.flags(self._launch.device),
-            **default_constants(hidden),
-        }
-
-    @property
-    def flat_params(self) -> list[Tensor]:
-        """The parameters that move, `(N,)` each: copies of those that are not contiguous."""
-        return [param.view(-1) for param in self._rows[0]]
-
-    def move_(self, late: int | None = None, steps: Tensor | None = None) -> None:
-        """Move all tensors that are not late, or the state of one that is: `steps` gets its step.
-
-        Args:
-            late: which; None for the others.
-            steps: float32, as many as that tensor has coordinates.
-        """
-        launch = self._launch
-        with launch.guard():
-            for start, blocks, wide in launch.spans(late):
-                kernels.default_update[(blocks,)](
-                    *launch.tables, *self._group.arguments(launch.layout.sizes),
-                    self._columns, self._signals, self._signals if steps is None else steps,
-                    default.TURN, default.ADD, default.FREE, default.CLIP, default.DEAD, start,
-                    UNFINISHED=steps is not None,
-                    ALIGNED=wide,
-                    **self._constants,
-                )  # fmt: skip
-
-    def write_back_(self) -> None:
-        """Copy into place what was a copy; after the last `move_`."""
-        for tensors, copies in zip(self._entries, self._rows, strict=True):
-            write_back_(tensors, copies)

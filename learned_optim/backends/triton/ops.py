@@ -56,9 +56,10 @@ def _l2l(
     scale: float,
 ) -> None:
     from learned_optim.backends.triton import launch
+    from learned_optim.backends.triton.constants import L2LSizes
 
     group = launch.Group(finite, lr, lr_tensor, decay, maximize)
-    sizes = launch.L2LSizes(layers, hidden, p, scale)
+    sizes = L2LSizes(layers, hidden, p, scale)
     launch.l2l_(grads, params, cells, columns, matrices, group, sizes)
 
 
@@ -87,11 +88,12 @@ def _default(
     decay: float,
     maximize: bool,
 ) -> None:
-    from learned_optim.backends.triton import launch
+    from learned_optim.backends.triton.default_step import DefaultStep
+    from learned_optim.backends.triton.launch import Group
 
-    group = launch.Group(finite, lr, lr_tensor, decay, maximize)
+    group = Group(finite, lr, lr_tensor, decay, maximize)
     late = () if steps is None else (0,)
-    step = launch.DefaultStep(grads, params, moments, cells, columns, signals, group, late)
+    step = DefaultStep(grads, params, moments, cells, columns, signals, group, late)
     step.move_(None if steps is None else 0, steps)
     step.write_back_()
 

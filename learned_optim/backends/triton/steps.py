@@ -52,10 +52,11 @@ def move_l2l(batch: Batch, rule: L2L, weights: Packed, finite: Tensor | None) ->
     if torch.compiler.is_compiling():
         ops.l2l_(grads, params, cells, columns, matrices, finite, *settings(batch), *sizes)
         return
-    from learned_optim.backends.triton import launch
+    from learned_optim.backends.triton.constants import L2LSizes
+    from learned_optim.backends.triton.launch import Group, l2l_
 
-    group = launch.Group(finite, *settings(batch))
-    launch.l2l_(grads, params, cells, columns, matrices, group, launch.L2LSizes(*sizes))
+    group = Group(finite, *settings(batch))
+    l2l_(grads, params, cells, columns, matrices, group, L2LSizes(*sizes))
 
 
 def late_ones(batch: Batch) -> list[int]:
@@ -67,7 +68,8 @@ def move_default(
     batch: Batch, rule: Default, columns: Tensor, signals: Tensor, finite: Tensor | None
 ) -> None:
     """A step of `default`: all but the matrices at once, then matrix by matrix."""
-    from learned_optim.backends.triton.launch import DefaultStep, Group
+    from learned_optim.backends.triton.default_step import DefaultStep
+    from learned_optim.backends.triton.launch import Group
 
     late = late_ones(batch)
     grads, params, moments, *rest = entries(batch)
