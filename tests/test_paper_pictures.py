@@ -225,6 +225,9 @@ def test_a_script_goes_on_begins_again_or_only_draws(tmp_path, monkeypatch, caps
     def draw(content, path):
         path.write_text(str(content["answer"]), encoding="utf-8")
 
+    def show(content):
+        sys.stdout.write(f"{content}\n")
+
     def script(*options):
         monkeypatch.setattr("sys.argv", ["script", "--output", str(tmp_path), *options])
         report.script(
