@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from learned_optim import LoadedRule
 from learned_optim.matrices import COEFFICIENTS, ITERATIONS, as_matrix
 from learned_optim.meta_training.unroll import Layout, apply_rule, initial_state, make_clock
-from learned_optim.rules import Coordinates, Default
-from learned_optim.rules.default import CLIP, LARGEST
-from learned_optim.rules.hand import HAND
+from learned_optim.rules import Clock, Coordinates, Default, hand
+from learned_optim.rules.default import CLIP, FACTS, LARGEST
+from learned_optim.rules.hand import HAND, HAND_SCALE
 from learned_optim.weights import in_memory
 
 SHAPES = ((6, 4), (5,), (3, 2, 2, 2), (), (1,), (1, 7), (4, 9))
@@ -54,6 +54,22 @@ def straightened(step: Tensor) -> Tensor:
     for _ in range(ITERATIONS):
         s = a * s + b * s**3 + c * s**5
     return u @ s.diag() @ v
+
+
+@pytest.mark.parametrize("total_steps", [None, 50_000])
+def test_after_a_thousand_steps_the_length_falls_no_faster_than_their_root(total_steps):
+    rule = Default()
+    weights = rule.init_weights(torch.Generator().manual_seed(0))
+    weights["hand.power"] = torch.tensor([2.0, 0.0]) / HAND_SCALE
+    weights["hand.log_tau"] = torch.tensor([1.0, 1.0]).log() / HAND_SCALE
+    facts = dict(zip(FACTS, torch.tensor(rule.describe((8, 8))), strict=True))
+
+    def length(step: int) -> float:
+        total = None if total_steps is None else torch.tensor([float(total_steps)])
+        return hand.hand_length(facts, Clock(torch.tensor([float(step)]), total), weights).item()
+
+    assert length(1000) / length(500) == pytest.approx((501 / 1001) ** 2, rel=1e-4)
+    assert length(4000) / length(1000) == pytest.approx((1001 / 4001) ** 0.5, rel=1e-4)
 
 
 def sigmoid(x: float) -> float:

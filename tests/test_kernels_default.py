@@ -142,7 +142,8 @@ def test_a_step_equals_the_rules(level, hidden):
 
 @pytest.mark.parametrize("units", [0, 1, 5, 12])
 @pytest.mark.parametrize(
-    ("step", "total_steps"), [(1, None), (5000, None), (1, 100), (99, 100), (200, 100)]
+    ("step", "total_steps"),
+    [(1, None), (5000, None), (1, 100), (99, 100), (200, 100), (5000, 9000)],
 )
 def test_the_controller_equals_the_rules_at_all_times(level, units, step, total_steps):
     case = Case(Default(hidden=0, controller=units), shapes=((6, 4), (1,), (65,)))

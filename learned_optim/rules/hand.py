@@ -28,6 +28,9 @@ HAND: dict[str, tuple[float, ...]] = {
     "blend": (2.0,),  # logit of the share of the orthogonalised direction
     "log_gain": (math.log(1.1),),  # length of the orthogonalised step over that of the other
 }
+# Steps after which the length falls no faster than their root. Meta-training sees episodes of some
+# hundred steps, and a power that suits those would end the training of runs ten times as long.
+LONG, LONG_POWER = 1000.0, 0.5
 # Stored as value / HAND_SCALE: one size of perturbation and one meta-learning rate then suit these
 # constants, where a change of 0.5 is small, and the networks' weights, where 0.1 is.
 HAND_SCALE = 5.0
@@ -59,19 +62,22 @@ def floor(facts: dict[str, Tensor], weights: Weights) -> Tensor:
 def hand_length(facts: dict[str, Tensor], clock: Clock, weights: Weights) -> Tensor:
     """The length of the step relative to the tensor's scale, `(..., T)`.
 
-    It rises over the warm-up, then falls as a power of time: steps that a tensor survives some
-    hundred times are too long for thousands. Where the horizon is known it falls later, and to its
-    last value at the end, which it keeps if the training goes on.
+    It rises over the warm-up, then falls as a power of time, after `LONG` steps no faster than
+    their root: steps that a tensor survives some hundred times are too long for thousands. Where
+    the horizon is known it falls later, and to its last value at the end, which it keeps if the
+    training goes on.
     """
     warmup = (clock.step / constant(weights, "log_warmup").exp()).clamp_max(1)
     # Powers below 0 would let the length rise without bound.
     power, ending = constant(weights, "power").clamp_min(0).split(1, dim=-1)
     unknown, known = constant(weights, "log_tau").exp().split(1, dim=-1)
-    if clock.total_steps is None:
-        fall = (1 + clock.step / unknown) ** -power
-    else:
+    tau = unknown if clock.total_steps is None else known
+    early = 1 + clock.step.clamp_max(LONG) / tau
+    late = (1 + clock.step / tau) / early
+    fall = early**-power * late ** -power.clamp_max(LONG_POWER)
+    if clock.total_steps is not None:
         left = (clock.total_steps - clock.step + 1).clamp_min(1) / clock.total_steps
-        fall = (1 + clock.step / known) ** -power * left.clamp_max(1) ** ending
+        fall = fall * left.clamp_max(1) ** ending
     return _by_kind(constant(weights, "log_step"), facts).exp() * warmup * fall
 
 

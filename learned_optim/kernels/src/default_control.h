@@ -22,6 +22,7 @@ struct Hand {
 };
 constexpr int HAND = sizeof(Hand) / sizeof(float);
 constexpr float HAND_SCALE = 5.0f;
+constexpr float LONG = 1000.0f, LONG_POWER = 0.5f;
 
 // Floats of the controller in the caller's flat weights, behind those of the hand rule.
 inline long controller_weights(int units) {
@@ -66,7 +67,10 @@ struct Time {
 INLINE vf hand_length(const Hand& hand, const Facts& facts, const Time& time) {
   vf warmup = vmin(time.step * expf(-hand.log_warmup), set1(1.0f));
   const float tau = expf(hand.log_tau[time.known ? 1 : 0]);
-  vf fall = vpower(1.0f + time.step * (1.0f / tau), -fmaxf(hand.power[0], 0.0f));
+  const float power = fmaxf(hand.power[0], 0.0f);
+  const vf early = 1.0f + vmin(time.step, set1(LONG)) * (1.0f / tau);
+  const vf late = (1.0f + time.step * (1.0f / tau)) / early;
+  vf fall = vpower(early, -power) * vpower(late, -fminf(power, LONG_POWER));
   if (time.known) {
     vf left = vmax(set1(1.0f), time.total - time.step + 1.0f) / time.total;
     fall *= vpower(vmin(left, set1(1.0f)), fmaxf(hand.power[1], 0.0f));
