@@ -230,14 +230,7 @@ def test_a_script_goes_on_begins_again_or_only_draws(tmp_path, monkeypatch, caps
 
     def script(*options):
         monkeypatch.setattr("sys.argv", ["script", "--output", str(tmp_path), *options])
-        report.script(
-            "",
-            "found",
-            measure,
-            draw,
-            lambda content: sys.stdout.write(f"{content}\n"),
-            resumes=True,
-        )
+        report.script("", "found", measure, draw, show, resumes=True)
 
     script()
     script()
