@@ -26,6 +26,7 @@ from benchmarks.cost_table import step_time
 from benchmarks.general.store import LABELS, TOLD
 from benchmarks.markdown import markdown, number
 from benchmarks.results import RESULTS
+from benchmarks.short_runs import mean
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN = "<!-- results: begin (written by `make readme`, do not edit) -->"
@@ -158,6 +159,17 @@ def real_scale(content: Mapping[str, Any]) -> str:
     return markdown([f"Language model, {size}", "training loss", "test loss"], rows)
 
 
+def short_runs(content: Mapping[str, Any]) -> str:
+    """The table of `benchmarks.short_runs`: the means over its problems."""
+    told = {"`total_steps` not told": "without", "told": "with"}
+    rows = [
+        [label, *(number(mean(problems, key)) for problems in content["lengths"].values())]
+        for label, key in told.items()
+    ]
+    header = ["`default` on short runs: final loss over tuned Adam's"]
+    return markdown([*header, *(f"{steps} steps" for steps in content["lengths"])], rows)
+
+
 def table_of(content: Mapping[str, Any]) -> str:
     """Of one result file; empty if it has none."""
     for key, table in TABLES.items():
@@ -174,6 +186,7 @@ TABLES = {
     "headline": engine_tables.throughput,
     "bowl": engine_tables.estimators,
     "kills": engine_tables.faults,
+    "lengths": short_runs,
     "two_threads": step_time,
 }
 

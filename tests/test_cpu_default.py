@@ -90,7 +90,7 @@ def test_three_steps_equal_eager(level, rule, dtype):
 
 
 @pytest.mark.parametrize(
-    "options", [{"maximize": True}, {"lr": torch.tensor(0.3)}, {"lr": 0.0}, {"total_steps": 2}]
+    "options", [{"maximize": True}, {"lr": torch.tensor(0.3)}, {"lr": 0.0}, {"total_steps": 400}]
 )
 def test_the_groups_settings_are_followed(options):
     batch = make(RULES[0], [(65,), (6, 7)], **options)
@@ -212,7 +212,7 @@ def test_what_the_control_cannot_read_is_refused(change, message):
 
 
 @pytest.mark.parametrize("rule", [Default(), Default(controller=0)], ids=str)
-@pytest.mark.parametrize("total_steps", [None, 7])
+@pytest.mark.parametrize("total_steps", [None, 2, 7])
 def test_signals_counters_and_memories_equal_the_rules(level, rule, total_steps):
     ours, theirs = (make(rule, total_steps=total_steps) for _ in range(2))
     mask = torch.tensor([i % 3 > 0 for i in range(len(SIZES))])

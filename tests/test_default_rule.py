@@ -38,11 +38,13 @@ def hand_length(param: Tensor, step: int, total_steps: int | None) -> float:
     fan_in = as_matrix(tuple(param.shape))[1] if param.dim() > 1 else 1
     floor = math.exp(HAND["log_floor"][kind]) / math.sqrt(fan_in)
     scale = max(param.square().mean().sqrt().item(), floor)
-    warmup = min(1.0, step / math.exp(HAND["log_warmup"][0]))
+    rise = math.exp(HAND["log_warmup"][0])
+    warmup = min(1.0, step / (rise if total_steps is None else min(rise, max(1, total_steps / 10))))
     tau = math.exp(HAND["log_tau"][0 if total_steps is None else 1])
     fall = (1 + step / tau) ** -HAND["power"][0]
     if total_steps is not None:
         fall *= ((total_steps - step + 1) / total_steps) ** HAND["power"][1]
+        fall *= max(1.0, 300 / max(total_steps, 5)) ** 0.5
     return math.exp(HAND["log_step"][kind]) * scale * warmup * fall
 
 

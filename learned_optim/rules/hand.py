@@ -31,6 +31,9 @@ HAND: dict[str, tuple[float, ...]] = {
 # Steps after which the length falls no faster than their root. Meta-training sees episodes of some
 # hundred steps, and a power that suits those would end the training of runs ten times as long.
 LONG, LONG_POWER = 1000.0, 0.5
+# Where the horizon is known: the share of it that the warm-up may take; below so many steps, the
+# fewer they are the longer each, so that a run of 20 gets somewhere; below the last, no longer.
+RISING, SHORT, SHORTEST = 0.1, 300.0, 5.0
 # Stored as value / HAND_SCALE: one size of perturbation and one meta-learning rate then suit these
 # constants, where a change of 0.5 is small, and the networks' weights, where 0.1 is.
 HAND_SCALE = 5.0
@@ -65,19 +68,25 @@ def hand_length(facts: dict[str, Tensor], clock: Clock, weights: Weights) -> Ten
     It rises over the warm-up, then falls as a power of time, after `LONG` steps no faster than
     their root: steps that a tensor survives some hundred times are too long for thousands. Where
     the horizon is known it falls later, and to its last value at the end, which it keeps if the
-    training goes on.
+    training goes on; short runs rise sooner and take longer steps, as one over the root of their
+    length.
     """
-    warmup = (clock.step / constant(weights, "log_warmup").exp()).clamp_max(1)
+    total = clock.total_steps
+    rise = constant(weights, "log_warmup").exp()
+    if total is not None:
+        rise = torch.minimum(rise, (RISING * total).clamp_min(1))
+    warmup = (clock.step / rise).clamp_max(1)
     # Powers below 0 would let the length rise without bound.
     power, ending = constant(weights, "power").clamp_min(0).split(1, dim=-1)
     unknown, known = constant(weights, "log_tau").exp().split(1, dim=-1)
-    tau = unknown if clock.total_steps is None else known
+    tau = unknown if total is None else known
     early = 1 + clock.step.clamp_max(LONG) / tau
     late = (1 + clock.step / tau) / early
     fall = early**-power * late ** -power.clamp_max(LONG_POWER)
-    if clock.total_steps is not None:
-        left = (clock.total_steps - clock.step + 1).clamp_min(1) / clock.total_steps
-        fall = fall * left.clamp_max(1) ** ending
+    if total is not None:
+        left = (total - clock.step + 1).clamp_min(1) / total
+        brief = (SHORT / total.clamp_min(SHORTEST)).clamp_min(1).sqrt()
+        fall = fall * left.clamp_max(1) ** ending * brief
     return _by_kind(constant(weights, "log_step"), facts).exp() * warmup * fall
 
 

@@ -23,6 +23,7 @@ struct Hand {
 constexpr int HAND = sizeof(Hand) / sizeof(float);
 constexpr float HAND_SCALE = 5.0f;
 constexpr float LONG = 1000.0f, LONG_POWER = 0.5f;
+constexpr float RISING = 0.1f, SHORT = 300.0f, SHORTEST = 5.0f;
 
 // Floats of the controller in the caller's flat weights, behind those of the hand rule.
 inline long controller_weights(int units) {
@@ -65,7 +66,9 @@ struct Time {
 };
 
 INLINE vf hand_length(const Hand& hand, const Facts& facts, const Time& time) {
-  vf warmup = vmin(time.step * expf(-hand.log_warmup), set1(1.0f));
+  vf rise = set1(expf(hand.log_warmup));
+  if (time.known) rise = vmin(rise, vmax(time.total * RISING, set1(1.0f)));
+  const vf warmup = vmin(time.step / rise, set1(1.0f));
   const float tau = expf(hand.log_tau[time.known ? 1 : 0]);
   const float power = fmaxf(hand.power[0], 0.0f);
   const vf early = 1.0f + vmin(time.step, set1(LONG)) * (1.0f / tau);
@@ -74,6 +77,7 @@ INLINE vf hand_length(const Hand& hand, const Facts& facts, const Time& time) {
   if (time.known) {
     vf left = vmax(set1(1.0f), time.total - time.step + 1.0f) / time.total;
     fall *= vpower(vmin(left, set1(1.0f)), fmaxf(hand.power[1], 0.0f));
+    fall *= vroot(vmax(SHORT / vmax(time.total, set1(SHORTEST)), set1(1.0f)));
   }
   return vexp(by_kind(facts, hand.log_step)) * warmup * fall;
 }

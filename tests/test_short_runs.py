@@ -1,0 +1,42 @@
+"""The benchmark of short runs, on two small problems."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from benchmarks import short_runs
+from benchmarks.readme_tables import table_of
+from learned_optim.tasks import IllConditionedQuadratic, TeacherStudent
+
+
+def test_short_runs_are_measured_averaged_shown_and_drawn(tmp_path, monkeypatch, capsys):
+    families = {"one": TeacherStudent(width=4, depth=1), "two": IllConditionedQuadratic(dim=3)}
+    monkeypatch.setattr(short_runs, "META_VALIDATION", families)
+    monkeypatch.setattr(short_runs, "LENGTHS", (2, 5))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    path = tmp_path / "short_runs.json"
+    short_runs.measure(path)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["lengths"].keys() == {"2", "5"}
+    for problems in content["lengths"].values():
+        assert problems.keys() == families.keys()
+        assert all(0.1 <= ratio <= 10 for facts in problems.values() for ratio in facts.values())
+    short_runs.show(content)
+    assert "geometric mean" in capsys.readouterr().out
+    assert "5 steps" in table_of(content)
+    short_runs.draw(content, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_the_mean_is_geometric():
+    problems = {"a": {"with": 0.5}, "b": {"with": 8.0}}
+    assert short_runs.mean(problems, "with") == pytest.approx(2.0)
+
+
+def test_what_is_no_number_counts_as_the_worst():
+    logs = torch.tensor([math.nan, math.inf, -math.inf, 0.5])
+    assert short_runs._clipped(logs).exp().tolist() == pytest.approx([10, 10, 0.1, math.exp(0.5)])
