@@ -162,7 +162,7 @@ def test_a_run_of_torchs_adam_is_that_of_the_grid_and_test_losses_are_those_of_t
 def test_the_fast_way_of_running_a_rule_is_the_optimizer_itself(family):
     rules = list(store.controls().values())
     item = Item("agreement", family, 10)
-    # Ten steps of a longer run: a short one's are several times as long, and so is what halves lose.
+    # Ten steps of a longer run: those of a short one are longer, and so is what halves lose.
     fast = train(item, lambda: Unrolled(rules, 300))
     real = train(item, lambda: learned(rules, 300))
     assert fast.test is not None
