@@ -115,6 +115,19 @@ def start(name: str, trainer: MetaTrainer) -> None:
         trainer.start_from(weights)
 
 
+def log_ratios(curve: Tensor, adam: Tensor, tail: float) -> Tensor:
+    """Each run's log(final loss / tuned Adam's), clipped to a factor of 10; no number is the worst.
+
+    Args:
+        curve: the losses from the start on, `(steps + 1, R)`.
+        adam: Adam's final losses, `(R,)`.
+        tail: the final loss is the mean over this last fraction.
+    """
+    floor = FLOOR * curve[0].abs()
+    ratios = (tail_mean(curve, tail) + floor) / (adam + floor)
+    return ratios.log().nan_to_num(CLIP, CLIP, -CLIP).clamp(-CLIP, CLIP)
+
+
 class Judge:
     """Fixed problems; the tuned Adam that they are measured against is run once."""
 
@@ -130,10 +143,7 @@ class Judge:
         found = []
         for task, seeds, adam in self._problems:
             curve = loss_curve(rule, weights, Runs(task, seeds), STEPS, total_steps)
-            floor = FLOOR * curve[0].abs()
-            final = tail_mean(curve, TAIL)
-            ratio = ((final + floor) / (adam + floor)).log().nan_to_num(CLIP, CLIP, -CLIP)
-            found.append(ratio.clamp(-CLIP, CLIP).mean())
+            found.append(log_ratios(curve, adam, TAIL).mean())
         return round(float(torch.stack(found).mean()), 4)
 
     def scores(self, rule: UpdateRule, weights: Weights) -> dict[str, float]:

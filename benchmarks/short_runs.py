@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.default_ablations import log_ratios
 from benchmarks.paper import report
 from benchmarks.plotting import STYLE, colour
 from benchmarks.results import provenance, write_json
-from learned_optim.meta_training.baseline import loss_curve, tail_mean, tuned_adam
+from learned_optim.meta_training.baseline import loss_curve, tuned_adam
 from learned_optim.meta_training.seeding import derive_seed, generator
 from learned_optim.meta_training.unroll import Runs
 from learned_optim.tasks.base import TaskFamily
@@ -33,7 +33,7 @@ from learned_optim.tasks.splits import META_VALIDATION
 from learned_optim.weights import LoadedRule, load_bundled
 
 LENGTHS = (10, 20, 50, 100, 200)
-RUNS, TAIL, FLOOR, CLIP = 3, 0.1, 1e-5, math.log(10.0)
+RUNS, TAIL = 3, 0.1
 
 
 def ratios(name: str, family: TaskFamily, steps: int, rule: LoadedRule) -> dict[str, float]:
@@ -44,15 +44,9 @@ def ratios(name: str, family: TaskFamily, steps: int, rule: LoadedRule) -> dict[
 
     def ratio(told: int | None) -> float:
         curve = loss_curve(rule.rule, rule.weights, Runs(task, seeds), steps, told)
-        floor = FLOOR * curve[0].abs()
-        logs = ((tail_mean(curve, TAIL) + floor) / (adam + floor)).log()
-        return math.exp(float(_clipped(logs).mean()))
+        return math.exp(float(log_ratios(curve, adam, TAIL).mean()))
 
     return {"without": ratio(None), "with": ratio(steps)}
-
-
-def _clipped(logs: Tensor) -> Tensor:
-    return logs.nan_to_num(CLIP, CLIP, -CLIP).clamp(-CLIP, CLIP)
 
 
 def measure(path: Path) -> None:

@@ -1,7 +1,9 @@
 """`LearnedOptimizer`: a learned update rule behind the torch.optim contract, and only that.
 
 A step reads: `_collect` the parameters into batches, `survey` the gradients, `control` each tensor,
-`move` the coordinates. What happens in there is the backend's and the rule's business.
+`move` the coordinates. What happens in there is the backend's and the rule's business. What options
+and gradients may be is in `options`, what a checkpoint must be in `resume`, where the numbers of a
+distributed parameter lie in `shards`, who warns of broken gradients in `alarm`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from learned_optim.backends import (
     choose,
 )
 from learned_optim.hub import load_rule
-from learned_optim.options import check_options
+from learned_optim.options import check_dense, check_options
 from learned_optim.rules import Weights, compute_dtype
 from learned_optim.weights import LoadedRule
 
@@ -204,15 +206,7 @@ class LearnedOptimizer(Optimizer):
 
     def _collect(self) -> list[tuple[Batch, list[Tensor], Backend]]:
         """What this step moves: by group, device and dtype."""
-        for group in self.param_groups:
-            for param in group["params"]:
-                grad = param.grad
-                if grad is not None and grad.layout != torch.strided:
-                    raise RuntimeError(
-                        "LearnedOptimizer does not support sparse gradients (parameter of shape "
-                        f"{tuple(param.shape)}, layout {grad.layout}): every coordinate has "
-                        "state that moves at every step. Use sparse=False in the embedding"
-                    )
+        check_dense(self.param_groups)
         found = []
         for group in self.param_groups:
             self._init_group(group)
@@ -309,30 +303,9 @@ class LearnedOptimizer(Optimizer):
             ValueError: the checkpoint was made under another rule or other weights, or does not
                 fit the parameters; nothing has changed then.
         """
-        saved: dict[str, Any] = {}
         rules = [self._rule_of(group).rule for group in self.param_groups]
-        names = [{key: group[key] for key in resume.RULE_KEYS} for group in self.param_groups]
-
-        # Hooks of our own, so that we see what the user's pre-hooks made of the checkpoint, and
-        # are done before the user's post-hooks look at the state.
-        def before(_: Optimizer, final: dict[str, Any]) -> None:
-            resume.check(self.param_groups, rules, final)
-            saved.update(final)
-
-        def after(_: Optimizer) -> None:
-            resume.restore(self.state, self.param_groups, rules, saved)
-            for group, name in zip(self.param_groups, names, strict=True):
-                group.update(name)
-
-        handles = (
-            self.register_load_state_dict_pre_hook(before),
-            self.register_load_state_dict_post_hook(after, prepend=True),
-        )
-        try:
+        with resume.loading(self, rules):
             super().load_state_dict(state_dict)
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def _alike(params: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:

@@ -1,9 +1,11 @@
-"""The options of a param group and their ranges."""
+"""What a param group may hold: options in their ranges, dense gradients."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -25,3 +27,20 @@ def check_options(options: dict[str, Any]) -> None:
     for key, allowed in (("maximize", (False, True)), ("fused", (None, False, True))):
         if not any(options[key] is value for value in allowed):
             raise ValueError(f"{key} must be one of {allowed} but is {options[key]!r}")
+
+
+def check_dense(groups: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse sparse gradients.
+
+    Raises:
+        RuntimeError: naming the parameter by its shape.
+    """
+    for group in groups:
+        for param in group["params"]:
+            grad = param.grad
+            if grad is not None and grad.layout != torch.strided:
+                raise RuntimeError(
+                    "LearnedOptimizer does not support sparse gradients (parameter of shape "
+                    f"{tuple(param.shape)}, layout {grad.layout}): every coordinate has "
+                    "state that moves at every step. Use sparse=False in the embedding"
+                )

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from learned_optim.rules import StateSpec, UpdateRule
 from learned_optim.shards import is_sharded, real_shape
@@ -122,3 +124,40 @@ def storage_dtype(spec: StateSpec, param: Tensor) -> torch.dtype:
     """What an entry of the state of `param` is stored in."""
     double = param.dtype in (torch.float64, torch.complex128)
     return torch.float64 if double else spec.dtype
+
+
+@contextmanager
+def loading(optimizer: Optimizer, rules: Sequence[UpdateRule]) -> Iterator[None]:
+    """Within it, torch's `load_state_dict` is checked before, and put right after.
+
+    By hooks, so that `check` sees what the user's pre-hooks made of the checkpoint, and `restore`
+    is done before the user's post-hooks look at the state.
+
+    Args:
+        optimizer: a `LearnedOptimizer`.
+        rules: of its groups.
+
+    Raises:
+        ValueError: see `check`.
+    """
+    saved: dict[str, Any] = {}
+    names = [{key: group[key] for key in RULE_KEYS} for group in optimizer.param_groups]
+
+    def before(_: Optimizer, final: dict[str, Any]) -> None:
+        check(optimizer.param_groups, rules, final)
+        saved.update(final)
+
+    def after(_: Optimizer) -> None:
+        restore(optimizer.state, optimizer.param_groups, rules, saved)
+        for group, name in zip(optimizer.param_groups, names, strict=True):
+            group.update(name)
+
+    handles = (
+        optimizer.register_load_state_dict_pre_hook(before),
+        optimizer.register_load_state_dict_post_hook(after, prepend=True),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

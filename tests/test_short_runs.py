@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import short_runs
+from benchmarks.default_ablations import log_ratios
 from benchmarks.readme_tables import table_of
 from learned_optim.tasks import IllConditionedQuadratic, TeacherStudent
 
@@ -38,5 +39,7 @@ def test_the_mean_is_geometric():
 
 
 def test_what_is_no_number_counts_as_the_worst():
-    logs = torch.tensor([math.nan, math.inf, -math.inf, 0.5])
-    assert short_runs._clipped(logs).exp().tolist() == pytest.approx([10, 10, 0.1, math.exp(0.5)])
+    ends = torch.tensor([math.nan, math.inf, 0.0, 2.0])
+    curve = torch.stack((torch.zeros(4), ends))
+    ratios = log_ratios(curve, torch.ones(4), 0.5).exp()
+    assert ratios.tolist() == pytest.approx([10, 10, 0.1, 2.0])
