@@ -44,8 +44,8 @@ def make(
             value.copy_(0.1 * torch.randn(value.shape, generator=generator))
         if "moments" in state:
             state["moments"][1].square_()
-        if "origin" in state:
-            state["origin"].abs_()
+        if "gauge" in state:
+            state["gauge"][0].abs_()
         step = torch.tensor(4.0)
         slots.append(Slot(param.to(dtype), grad.to(dtype), state, step, tuple(shape)))
     settings = {"lr": 0.7, "decay": 0.0, "maximize": False, "total_steps": None} | options

@@ -195,7 +195,7 @@ def test_threads_do_not_change_a_bit():
     clock, found = case.clock(7, None, case.coords.grad), []
     for threads in (1, 3):
         state = kernels.DefaultState(
-            *(case.state[key].clone() for key in ("moments", "cell", "origin", "controller"))
+            *(case.state[key].clone() for key in ("moments", "cell", "gauge", "controller"))
         )
         result = kernels.default_step_(
             *case.coords,
@@ -233,7 +233,7 @@ def test_wrong_tensors_are_refused(change, message):
     state = {
         "moments": torch.zeros(1, 2, 8),
         "cell": torch.zeros(1, 8, 8),
-        "origin": torch.zeros(1, 1, 2),
+        "gauge": torch.zeros(1, 2, 2),
         "controller": torch.zeros(1, 6, 2),
     }
     arguments = {

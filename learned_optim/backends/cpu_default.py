@@ -61,7 +61,7 @@ def control(
         found.contiguous(),
         facts(batch),
         [slot.step for slot in slots],
-        [slot.state["origin"] for slot in slots],
+        [slot.state["gauge"] for slot in slots],
         cells if rule.controller else None,
         weights,
         units=rule.controller,

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from learned_optim.kernels import native
 from learned_optim.kernels.checks import check_all_float32, check_float32, pointers
-from learned_optim.kernels.default_runs import FACTS, SIGNALS, SUMS, default_weight_count
+from learned_optim.kernels.default_runs import FACTS, GAUGE, SIGNALS, SUMS, default_weight_count
 
 
 def default_control_(
     survey: Tensor,
     facts: Tensor,
     steps: Sequence[Tensor],
-    origins: Sequence[Tensor],
+    gauges: Sequence[Tensor],
     controllers: Sequence[Tensor] | None,
     weights: Tensor,
     *,
@@ -25,13 +25,13 @@ def default_control_(
     total_steps: float | None = None,
     finite: Tensor | None = None,
 ) -> Tensor:
-    """`Default.control`; counts `steps` up, `origins` and `controllers` in place.
+    """`Default.control`; counts `steps` up, `gauges` and `controllers` in place.
 
     Args:
         survey: `(T, 1 + 5)`, of `DefaultTensors`; at least one tensor.
         facts: `(4, T)`, what `Default.describe` says of the tensors.
         steps: `()` each, float32: steps taken so far.
-        origins: `(1,)` each, float32.
+        gauges: `(2,)` each, float32: scale at the first step, log of the pace.
         controllers: `(2 * units,)` each, float32: h then c; None where `units` is 0.
         weights: `(default_weight_count(units, hidden),)`, see `default_step_`.
         units: of the controller.
@@ -51,7 +51,7 @@ def default_control_(
     check_float32("facts", facts, (FACTS, count))
     check_float32("weights", weights, (default_weight_count(units, hidden),))
     check_all_float32("steps", steps, [1] * count)
-    check_all_float32("origins", origins, [1] * count)
+    check_all_float32("gauges", gauges, [GAUGE] * count)
     if units and controllers is not None:
         check_all_float32("controllers", controllers, [2 * units] * count)
     elif units:
@@ -60,7 +60,7 @@ def default_control_(
         raise ValueError(f"finite must be ({count},) bool but is {finite.shape} {finite.dtype}")
     total = None if total_steps is None else torch.full((count,), float(total_steps))
     signals = torch.empty(SIGNALS, count, dtype=torch.float32)
-    tables = [pointers(tensors) for tensors in (steps, origins, controllers or [])]
+    tables = [pointers(tensors) for tensors in (steps, gauges, controllers or [])]
     control = native.DefaultControlArguments(
         rules=1,
         tensors=count,
@@ -74,7 +74,7 @@ def default_control_(
     )
     kept = native.DefaultKeptArguments(
         steps=tables[0].address,
-        origins=tables[1].address,
+        gauges=tables[1].address,
         cells=tables[2].address,
         finite=None if finite is None else finite.data_ptr(),
     )

@@ -11,11 +11,11 @@ from torch import Tensor
 from learned_optim.kernels import native
 from learned_optim.kernels.checks import check_float32, thread_count
 
-# Sizes in rules.default and rules.hand: SUMS, SIGNALS, FACTS; constants of the hand rule; inputs
-# and outputs of the controller's and of the coordinates' LSTM.
-SUMS, SIGNALS, FACTS = 5, 11, 4
-HAND = 13
-TELLS, ADVICE = 11, 4
+# Sizes in rules.default and rules.hand: SUMS, SIGNALS, FACTS, rows of the gauge; constants of the
+# hand rule; inputs and outputs of the controller's and of the coordinates' LSTM.
+SUMS, SIGNALS, FACTS, GAUGE = 5, 11, 4, 2
+HAND = 17
+TELLS, ADVICE = 12, 5
 INPUTS, BENDS = 6, 3
 MAX_UNITS, MAX_HIDDEN = 128, 64
 
@@ -36,13 +36,13 @@ class DefaultState(NamedTuple):
     Attributes:
         moments: `(P, 2, N)`: m and v.
         cell: `(P, 2 * hidden, N)`: h then c of the coordinates.
-        origin: `(P, 1, T)`.
+        gauge: `(P, 2, T)`: scale at the first step, log of the pace.
         controller: `(P, 2 * units, T)`: h then c of the tensors.
     """
 
     moments: Tensor
     cell: Tensor
-    origin: Tensor
+    gauge: Tensor
     controller: Tensor
 
 
@@ -102,7 +102,7 @@ def default_step_(
         step=step.data_ptr(),
         total=None if total_steps is None else total_steps.data_ptr(),
         survey=survey.data_ptr(),
-        origin=state.origin.data_ptr(),
+        gauge=state.gauge.data_ptr(),
         cell=state.controller.data_ptr(),
         signals=signals.data_ptr(),
         units=units,
@@ -143,6 +143,6 @@ def _check(
     check_float32("params", params, (runs, coordinates))
     check_float32("moments", state.moments, (runs, 2, coordinates))
     check_float32("cell", state.cell, (runs, 2 * hidden, coordinates))
-    check_float32("origin", state.origin, (runs, 1, len(sizes)))
+    check_float32("gauge", state.gauge, (runs, GAUGE, len(sizes)))
     check_float32("controller", state.controller, (runs, 2 * units, len(sizes)))
     check_float32("weights", weights, (runs, default_weight_count(units, hidden)))

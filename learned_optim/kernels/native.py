@@ -149,7 +149,7 @@ class DefaultControlArguments(ctypes.Structure):
         ("step", _Pointer),
         ("total", _Pointer),
         ("survey", _Pointer),
-        ("origin", _Pointer),
+        ("gauge", _Pointer),
         ("cell", _Pointer),
         ("signals", _Pointer),
         ("units", _Int32),
@@ -162,7 +162,7 @@ class DefaultKeptArguments(ctypes.Structure):
 
     _fields_ = (
         ("steps", _Pointer),
-        ("origins", _Pointer),
+        ("gauges", _Pointer),
         ("cells", _Pointer),
         ("finite", _Pointer),
     )

@@ -103,7 +103,7 @@ def _default_step_(
     return kernels.default_step_(
         grads,
         _runs(coords.param, 1),
-        kernels.DefaultState(rows["moments"], cell, rows["origin"], controller),
+        kernels.DefaultState(rows["moments"], cell, rows["gauge"], controller),
         _for_each_run(_flatten(rule, weights), coords.grad),
         sizes=sizes,
         facts=facts.contiguous(),

@@ -3,7 +3,8 @@
 Layers of the step, each a bounded correction of the one before:
 
 1. the hand rule (see `hand`): the direction of Adam, its length a fraction of the tensor's root
-   mean square, on a fixed schedule, annealed where the horizon is known;
+   mean square, on a fixed schedule, annealed where the horizon is known, and at the tensor's own
+   pace, which feedback sets;
 2. per coordinate, an LSTM of a few units, its state in the optimizer state: it bends the direction;
 3. the matrix stage: the direction of a matrix mixed with its orthogonalisation by Newton-Schulz
    iterations, as Muon does with the momentum;
@@ -33,7 +34,17 @@ from torch import Tensor
 from learned_optim.cells import CELLS, affine
 from learned_optim.matrices import as_matrix, orthogonalize
 from learned_optim.rules.base import Clock, Coordinates, State, StateSpec, UpdateRule, Weights
-from learned_optim.rules.hand import constant, floor, hand_length, hand_shapes, hand_weights
+from learned_optim.rules.hand import (
+    FASTEST,
+    constant,
+    floor,
+    hand_aim,
+    hand_length,
+    hand_pace,
+    hand_schedule,
+    hand_shapes,
+    hand_weights,
+)
 
 SUMS: tuple[str, ...] = ("g2", "v", "m2", "gm", "theta2")  # of products, over the coordinates
 FACTS: tuple[str, ...] = ("is_matrix", "fan_in", "fan_out", "count")
@@ -44,13 +55,14 @@ SIGNALS: tuple[str, ...] = (
     "length", "blend", "gain",
     "say0", "say1",
 )  # fmt: skip
-TELLS = 11  # what the controller sees
-ADVICE = 4  # what it says: length, blend, two numbers for the coordinates
+TELLS = 12  # what the controller sees
+ADVICE = 5  # what it says: length, blend, aim of the feedback, two numbers for the coordinates
 INPUTS = 6  # what a coordinate sees: four numbers of its own, two from the controller
 BENDS = 3  # what it says: turn, add, free
 TURN, ADD, FREE = 0.9, 0.5, 0.2  # bounds of those
 CLIP = 4.0  # of the direction of Adam
 LOUDEST = 2.0  # the controller multiplies the length by at most e^2
+AIM = 0.2  # and moves the feedback's aim by at most this
 LARGEST = math.exp(LOUDEST) * (CLIP * (1 + TURN + ADD) + FREE)
 LONGEST = 500.0  # steps that a controller drawn remembers
 DEAD = 1e-12  # second moments below this fraction of the tensor's mean count as it
@@ -83,13 +95,14 @@ class Default(UpdateRule):
 
     @property
     def state_spec(self) -> Mapping[str, StateSpec]:
-        """`moments` m and v and `cell` of the coordinates; `controller` and `origin` of the tensor.
+        """`moments` m and v and `cell` of the coordinates; `controller` and `gauge` of the tensor.
 
-        `origin` is the tensor's scale at its first step, against which the controller sees it grow.
+        `gauge` is the tensor's scale at its first step, against which the controller sees it grow,
+        and the log of its pace.
         Halves are enough for the cell: its h is below 1, and its c, which moves by at most 1 a
         step, cannot leave their range: from 2048 on, adding 1 rounds back.
         """
-        spec = {"moments": StateSpec(2), "origin": StateSpec(1, "tensor")}
+        spec = {"moments": StateSpec(2), "gauge": StateSpec(2, "tensor")}
         if self.hidden:
             spec["cell"] = StateSpec(2 * self.hidden, dtype=torch.float16)
         if self.controller:
@@ -141,7 +154,7 @@ class Default(UpdateRule):
     def control(
         self, sums: Tensor, facts: Tensor, state: State, clock: Clock, weights: Weights
     ) -> tuple[Tensor, State]:
-        """The schedule, the controller, and everything else that is the same within a tensor."""
+        """The schedule, the feedback, the controller: what is the same within a tensor."""
         known = dict(zip(FACTS, facts.unbind(-2), strict=True))
         means = dict(zip(SUMS, (sums / known["count"]).unbind(-2), strict=True))
         total = None if clock.total_steps is None else clock.total_steps.to(sums.dtype)
@@ -152,15 +165,24 @@ class Default(UpdateRule):
         mean_v = (beta2 * means["v"] + (1 - beta2) * means["g2"]) * correct2
         rms = (means["theta2"] + _tiny(sums)).sqrt()
         scale = torch.maximum(rms, floor(known, weights))
-        origin = torch.where(clock.step == 1, scale, state["origin"].squeeze(-2))
-        new_state = {"origin": origin.unsqueeze(-2)}
+        origin, pace = state["gauge"].unbind(-2)
+        origin = torch.where(clock.step == 1, scale, origin)
+        schedule, agreement = hand_schedule(clock, weights), _agreement(means)
+        new_state: dict[str, Tensor] = {}
         advice = sums.new_zeros(ADVICE, 1)
         if self.controller:
-            tells = _tells(means, mean_v, scale / origin.clamp_min(_tiny(sums)), known, clock)
+            growth = scale / origin.clamp_min(_tiny(sums))
+            tells = _tells(means, mean_v, agreement, growth, pace, known, clock)
             cell = _level(weights, "tensor")
             h, new_state["controller"] = CELLS["lstm"].function(tells, state["controller"], cell)
             advice = affine(weights["tensor.head.w"], h, weights["tensor.head.b"])
-        louder, more_blend, say0, say1 = advice.unbind(-2)
+        louder, more_blend, more_aim, say0, say1 = advice.unbind(-2)
+        aim = schedule * (hand_aim(clock, weights) + AIM * more_aim.tanh())
+        # A gradient or a momentum of zero says nothing, and the pace stays.
+        speaks = (means["g2"] > 0) & (means["m2"] > 0)
+        pace = hand_pace(pace, speaks * (agreement - aim), known, weights)
+        new_state["gauge"] = torch.stack(torch.broadcast_tensors(origin, pace), dim=-2)
+        length = hand_length(known, schedule, weights) * scale
         # One over a root, and that squared, where one over mean_v or its power -1.5 in the
         # derivative would overflow.
         per_root = 1 / mean_v.clamp_min(_tiny(sums)).sqrt()
@@ -171,7 +193,7 @@ class Default(UpdateRule):
             correct1 * per_root,
             correct2 * per_root * per_root,
             1 / rms,
-            hand_length(known, clock, weights) * scale * (LOUDEST * louder.tanh()).exp(),
+            length * (pace + LOUDEST * louder.tanh()).exp(),
             torch.sigmoid(constant(weights, "blend") + more_blend),
             constant(weights, "log_gain").exp(),
             say0.tanh(),
@@ -258,23 +280,30 @@ def _memories(units: int) -> Tensor:
     return torch.cat((-forget, forget))
 
 
+def _agreement(means: dict[str, Tensor]) -> Tensor:
+    """Cosine of the angle between the gradient and the momentum before it; 0 if one is zero."""
+    tiny = _tiny(means["g2"])
+    return means["gm"] / ((means["g2"] + tiny).sqrt() * (means["m2"] + tiny).sqrt())
+
+
 def _tells(
     means: dict[str, Tensor],
     mean_v: Tensor,
+    agreement: Tensor,
     growth: Tensor,
+    pace: Tensor,
     facts: dict[str, Tensor],
     clock: Clock,
 ) -> Tensor:
     """What the controller sees, `(..., TELLS, T)`: free of the scale of loss and parameters."""
     tiny = _tiny(mean_v)
-    roots = (means["g2"] + tiny).sqrt() * (means["m2"] + tiny).sqrt()
     unknown = torch.zeros_like(clock.step)
     horizon = clock.total_steps
     done = unknown if horizon is None else (clock.step / horizon).clamp_max(1)
     tells = (
         ((means["g2"] + tiny) / (mean_v + tiny)).log().clamp(-6, 6) / 3,
         ((means["m2"] + tiny) / (mean_v + tiny)).log().clamp(-8, 8) / 4,
-        means["gm"] / roots,
+        agreement,
         growth.clamp_min(tiny).log().clamp(-4, 4),
         clock.step.log() / 5 - 1,
         done,
@@ -283,5 +312,6 @@ def _tells(
         facts["fan_in"].log() / 5,
         facts["fan_out"].log() / 5,
         (1 - done).clamp_min(1e-3).log() / 3,
+        pace / FASTEST,
     )
     return torch.stack(torch.broadcast_tensors(*tells), dim=-2)

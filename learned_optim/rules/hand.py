@@ -1,7 +1,8 @@
-"""The hand rule beneath the rule `default`: constants and schedule, no learning.
+"""The hand rule beneath the rule `default`: constants, schedule and feedback, no learning.
 
 Its step is `length * direction`: the direction of Adam, and a length relative to the tensor's own
-scale that warms up and decays on a fixed schedule. Every number is a meta-parameter.
+scale that warms up and decays on a fixed schedule, times a factor of the tensor that feedback sets:
+the pace. Every number is a meta-parameter.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ HAND: dict[str, tuple[float, ...]] = {
     "power": (0.5, 0.75),
     "blend": (2.0,),  # logit of the share of the orthogonalised direction
     "log_gain": (math.log(1.1),),  # length of the orthogonalised step over that of the other
+    "log_rate": (math.log(0.03), math.log(0.03)),  # of the feedback; of matrices, of all others
+    # The agreement of gradient and momentum that keeps the pace, over the schedule; horizon unknown
+    # and known.
+    "aim": (-0.05, -0.05),
 }
 # Steps after which the length falls no faster than their root. Meta-training sees episodes of some
 # hundred steps, and a power that suits those would end the training of runs ten times as long.
@@ -34,6 +39,9 @@ LONG, LONG_POWER = 1000.0, 0.5
 # Where the horizon is known: the share of it that the warm-up may take; below so many steps, the
 # fewer they are the longer each, so that a run of 20 gets somewhere; below the last, no longer.
 RISING, SHORT, SHORTEST = 0.1, 300.0, 5.0
+# Of the log of the pace. Slower is always safe; what can be fitted to nothing asks for twelve times
+# as fast.
+SLOWEST, FASTEST = -4.0, 2.5
 # Stored as value / HAND_SCALE: one size of perturbation and one meta-learning rate then suit these
 # constants, where a change of 0.5 is small, and the networks' weights, where 0.1 is.
 HAND_SCALE = 5.0
@@ -62,8 +70,13 @@ def floor(facts: dict[str, Tensor], weights: Weights) -> Tensor:
     return _by_kind(constant(weights, "log_floor"), facts).exp() / facts["fan_in"].sqrt()
 
 
-def hand_length(facts: dict[str, Tensor], clock: Clock, weights: Weights) -> Tensor:
-    """The length of the step relative to the tensor's scale, `(..., T)`.
+def hand_length(facts: dict[str, Tensor], schedule: Tensor, weights: Weights) -> Tensor:
+    """The length of the step relative to the tensor's scale, before the pace, `(..., T)`."""
+    return _by_kind(constant(weights, "log_step"), facts).exp() * schedule
+
+
+def hand_schedule(clock: Clock, weights: Weights) -> Tensor:
+    """The length of the step over that of its kind of tensor, `(..., T)`.
 
     It rises over the warm-up, then falls as a power of time, after `LONG` steps no faster than
     their root: steps that a tensor survives some hundred times are too long for thousands. Where
@@ -87,7 +100,43 @@ def hand_length(facts: dict[str, Tensor], clock: Clock, weights: Weights) -> Ten
         left = (total - clock.step + 1).clamp_min(1) / total
         brief = (SHORT / total.clamp_min(SHORTEST)).clamp_min(1).sqrt()
         fall = fall * left.clamp_max(1) ** ending * brief
-    return _by_kind(constant(weights, "log_step"), facts).exp() * warmup * fall
+    return warmup * fall
+
+
+def hand_pace(
+    before: Tensor,
+    above_aim: Tensor,
+    facts: dict[str, Tensor],
+    weights: Weights,
+) -> Tensor:
+    """The log of the factor on the length, `(..., T)`, from that of the step before.
+
+    It rises while gradients go on to point along the momentum, which says that the steps are short,
+    and falls once they turn against it, which says that the last step went too far: the derivative
+    of the loss with respect to the length, in units of both norms (Almeida et al., "Parameter
+    adaptation in stochastic optimization", 1998; Baydin et al., "Online learning rate adaptation
+    with hypergradient descent", ICLR 2018, which add to the rate what is here added to its
+    logarithm).
+
+    Args:
+        before: the same of the step before; 0 at the first.
+        above_aim: the agreement, which is the cosine of the angle between the gradient and the
+            momentum before it, less `hand_aim`.
+        facts: of the tensors.
+        weights: the constants.
+    """
+    rate = _by_kind(constant(weights, "log_rate"), facts).exp()
+    return (before + rate * above_aim).clamp(SLOWEST, FASTEST)
+
+
+def hand_aim(clock: Clock, weights: Weights) -> Tensor:
+    """The agreement that keeps the pace, before the schedule, `(..., 1)`.
+
+    At zero feedback is greedy: each step goes as far as it can, and amid noise that anneals too
+    early. Hence an aim below zero, which the schedule closes.
+    """
+    unknown, known = constant(weights, "aim").split(1, dim=-1)
+    return unknown if clock.total_steps is None else known
 
 
 def _by_kind(pair: Tensor, facts: dict[str, Tensor]) -> Tensor:

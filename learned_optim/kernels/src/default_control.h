@@ -9,8 +9,8 @@
 
 namespace {
 
-constexpr int TELLS = 11, ADVICE = 4, FACTS = 4;
-constexpr float TINY = 1e-30f, LOUDEST = 2.0f, LN_2 = 0.693147181f;
+constexpr int TELLS = 12, ADVICE = 5, FACTS = 4, GAUGE = 2;
+constexpr float TINY = 1e-30f, LOUDEST = 2.0f, AIM = 0.2f, LN_2 = 0.693147181f;
 
 // The constants of the hand rule, as the caller's flat weights begin.
 struct Hand {
@@ -19,11 +19,14 @@ struct Hand {
   float log_tau[2];  // horizon unknown and known
   float power[2];  // of the fall, and of the one at the end
   float blend, log_gain;
+  float log_rate[2];  // of matrices, of all others
+  float aim[2];  // horizon unknown and known
 };
 constexpr int HAND = sizeof(Hand) / sizeof(float);
 constexpr float HAND_SCALE = 5.0f;
 constexpr float LONG = 1000.0f, LONG_POWER = 0.5f;
 constexpr float RISING = 0.1f, SHORT = 300.0f, SHORTEST = 5.0f;
+constexpr float SLOWEST = -4.0f, FASTEST = 2.5f;
 
 // Floats of the controller in the caller's flat weights, behind those of the hand rule.
 inline long controller_weights(int units) {
@@ -65,7 +68,7 @@ struct Time {
   INLINE vf done() const { return known ? vmin(step / total, set1(1.0f)) : vf{}; }
 };
 
-INLINE vf hand_length(const Hand& hand, const Facts& facts, const Time& time) {
+INLINE vf hand_schedule(const Hand& hand, const Time& time) {
   vf rise = set1(expf(hand.log_warmup));
   if (time.known) rise = vmin(rise, vmax(time.total * RISING, set1(1.0f)));
   const vf warmup = vmin(time.step / rise, set1(1.0f));
@@ -79,17 +82,21 @@ INLINE vf hand_length(const Hand& hand, const Facts& facts, const Time& time) {
     fall *= vpower(vmin(left, set1(1.0f)), fmaxf(hand.power[1], 0.0f));
     fall *= vroot(vmax(SHORT / vmax(time.total, set1(SHORTEST)), set1(1.0f)));
   }
-  return vexp(by_kind(facts, hand.log_step)) * warmup * fall;
+  return warmup * fall;
+}
+
+INLINE vf agreement(const Means& means) {
+  return means.gm / (vroot(means.g2 + TINY) * vroot(means.m2 + TINY));
 }
 
 // What the controller sees: rows of TV, at vector `i` of them.
-INLINE void write_tells(const Means& means, vf mean_v, vf growth, const Facts& facts,
+INLINE void write_tells(const Means& means, vf mean_v, vf growth, vf pace, const Facts& facts,
                         const Time& time, float* x, int i) {
-  vf roots = vroot(means.g2 + TINY) * vroot(means.m2 + TINY), done = time.done();
+  vf done = time.done();
   vf tells[TELLS] = {
       clamp(log_normal((means.g2 + TINY) / (mean_v + TINY)), -6, 6) * (1 / 3.0f),
       clamp(log_normal((means.m2 + TINY) / (mean_v + TINY)), -8, 8) * 0.25f,
-      means.gm / roots,
+      agreement(means),
       clamp(log_normal(vmax(set1(TINY), growth)), -4, 4),
       log_normal(time.step) * 0.2f - 1.0f,
       done,
@@ -98,6 +105,7 @@ INLINE void write_tells(const Means& means, vf mean_v, vf growth, const Facts& f
       log_normal(facts.fan_in) * 0.2f,
       log_normal(facts.fan_out) * 0.2f,
       log_normal(vmax(set1(1e-3f), 1.0f - done)) * (1 / 3.0f),
+      pace * (1 / FASTEST),
   };
 #pragma GCC unroll 16
   for (int k = 0; k < TELLS; k++) store(x + k * TV + i * W, tells[k]);
@@ -107,7 +115,8 @@ INLINE void write_tells(const Means& means, vf mean_v, vf growth, const Facts& f
 struct ControlTile {
   float* sums;    // DEFAULT_SUMS rows
   float* facts;   // FACTS rows
-  float *step, *total, *origin;
+  float *step, *total;
+  float* gauge;   // GAUGE rows: the scale at the first step, the log of the pace
   float *cell, *h;  // of the controller: 2 C rows before -> after, C rows of scratch
   float *x, *advice;
   float* signals;  // SIGNALS rows
@@ -120,7 +129,7 @@ inline ControlTile lay_out_control(int units, Arena& arena) {
   tile.facts = rows(FACTS);
   tile.step = rows(1);
   tile.total = rows(1);
-  tile.origin = rows(1);
+  tile.gauge = rows(GAUGE);
   tile.cell = rows(2 * units);
   tile.h = rows(units);
   tile.x = rows(TELLS);
@@ -173,8 +182,23 @@ INLINE Scales read_scales(const Hand& hand, const Means& means, const Facts& fac
   return s;
 }
 
-INLINE void write_signals(const Hand& hand, const Facts& facts, const Time& time, const Scales& s,
-                          const float* advice, float* to) {
+// The log of the pace from that of the step before.
+INLINE vf next_pace(const Hand& hand, const Means& means, const Facts& facts, const Time& time,
+                    vf schedule, vf before, vf more_aim) {
+  vf aim = schedule * (hand.aim[time.known ? 1 : 0] + AIM * tanh(more_aim));
+  vf moved = before + vexp(by_kind(facts, hand.log_rate)) * (agreement(means) - aim);
+  vf zero = {};
+  vf speaks = means.g2 > zero ? moved : before;
+  return clamp(means.m2 > zero ? speaks : before, SLOWEST, FASTEST);
+}
+
+INLINE void write_signals(const Hand& hand, const Means& means, const Facts& facts,
+                          const Time& time, const Scales& s, const float* advice, float* pace,
+                          float* to) {
+  vf schedule = hand_schedule(hand, time);
+  vf paced = next_pace(hand, means, facts, time, schedule, load(pace), load(advice + 2 * TV));
+  vf length = vexp(by_kind(facts, hand.log_step)) * schedule * s.scale;
+  store(pace, paced);
   vf per_root = reciprocal_root(vmax(set1(TINY), s.mean_v));
   vf louder = load(advice), more_blend = load(advice + TV);
   vf signals[SIGNALS] = {
@@ -184,17 +208,17 @@ INLINE void write_signals(const Hand& hand, const Facts& facts, const Time& time
       s.correct1 * per_root,
       s.correct2 * per_root * per_root,
       1.0f / s.rms,
-      hand_length(hand, facts, time) * s.scale * vexp(LOUDEST * tanh(louder)),
+      length * vexp(paced + LOUDEST * tanh(louder)),
       vsigmoid(hand.blend + more_blend),
       set1(expf(hand.log_gain)),
-      tanh(load(advice + 2 * TV)),
       tanh(load(advice + 3 * TV)),
+      tanh(load(advice + 4 * TV)),
   };
 #pragma GCC unroll 16
   for (int k = 0; k < SIGNALS; k++) store(to + k * TV, signals[k]);
 }
 
-// The whole tile: reads sums, facts, times, origin and cell; leaves origin, cell and signals.
+// The whole tile: reads sums, facts, times, gauge and cell; leaves gauge, cell and signals.
 inline void control_tile(const float* weights, const float* packed, int units, bool known,
                          const ControlTile& tile) {
   const Hand hand = read_hand(weights);
@@ -206,16 +230,18 @@ inline void control_tile(const float* weights, const float* packed, int units, b
   };
   for (int i = 0; i < V; i++) {
     read_means(tile, i, &means, &facts);
-    scales[i] = read_scales(hand, means, facts, time(i), tile.origin + i * W);
-    vf growth = scales[i].scale / vmax(set1(TINY), load(tile.origin + i * W));
-    write_tells(means, scales[i].mean_v, growth, facts, time(i), tile.x, i);
+    scales[i] = read_scales(hand, means, facts, time(i), tile.gauge + i * W);
+    vf growth = scales[i].scale / vmax(set1(TINY), load(tile.gauge + i * W));
+    vf pace = load(tile.gauge + TV + i * W);
+    write_tells(means, scales[i].mean_v, growth, pace, facts, time(i), tile.x, i);
   }
   memset(tile.advice, 0, sizeof(float) * ADVICE * TV);
   const float* head = weights + HAND + 4L * units * (TELLS + units + 1);
   if (units) advise(units, packed, head, tile);
   for (int i = 0; i < V; i++) {
     read_means(tile, i, &means, &facts);
-    write_signals(hand, facts, time(i), scales[i], tile.advice + i * W, tile.signals + i * W);
+    write_signals(hand, means, facts, time(i), scales[i], tile.advice + i * W,
+                  tile.gauge + TV + i * W, tile.signals + i * W);
   }
 }
 
@@ -250,12 +276,12 @@ inline void control_chunk(void* context, long index, void* memory) {
     for (int r = 0; r < FACTS; r++) tile.facts[r * TV + i] = 1;
     tile.step[i] = tile.total[i] = 1;
   }
-  float* origin = a.origin + rule * n + first;
+  float* gauge = a.gauge + (long)GAUGE * rule * n + first;
   float* cell = a.cell + 2L * a.units * rule * n + first;
-  gather_rows(origin, n, 1, valid, tile.origin);
+  gather_rows(gauge, n, GAUGE, valid, tile.gauge);
   gather_rows(cell, n, 2 * a.units, valid, tile.cell);
   control_tile(weights, packed, a.units, a.total != nullptr, tile);
-  scatter_rows(tile.origin, n, 1, valid, origin);
+  scatter_rows(tile.gauge, n, GAUGE, valid, gauge);
   scatter_rows(tile.cell, n, 2 * a.units, valid, cell);
   scatter_rows(tile.signals, n, SIGNALS, valid, a.signals + rule * SIGNALS * n + first);
 }

@@ -1,5 +1,5 @@
 // `control` of the rule `default` for the tensors of an optimizer, each of which keeps its counter,
-// its origin and its controller's state in memory of its own.
+// its gauge and its controller's state in memory of its own.
 #pragma once
 #include "default_control.h"
 
@@ -11,7 +11,7 @@ inline void gather_kept(const DefaultControlArguments& a, const DefaultKeptArgum
   const long n = a.tensors;
   for (long i = 0; i < n; i++) {
     step[i] = *kept.steps[i] + 1;
-    a.origin[i] = *kept.origins[i];
+    for (long r = 0; r < GAUGE; r++) a.gauge[r * n + i] = kept.gauges[i][r];
     for (long r = 0; r < 2 * a.units; r++) a.cell[r * n + i] = kept.cells[i][r];
   }
 }
@@ -21,7 +21,7 @@ inline void scatter_kept(const DefaultControlArguments& a, const DefaultKeptArgu
   for (long i = 0; i < n; i++) {
     if (kept.finite && !kept.finite[i]) continue;
     *kept.steps[i] = a.step[i];
-    *kept.origins[i] = a.origin[i];
+    for (long r = 0; r < GAUGE; r++) kept.gauges[i][r] = a.gauge[r * n + i];
     for (long r = 0; r < 2 * a.units; r++) kept.cells[i][r] = a.cell[r * n + i];
   }
 }
@@ -30,11 +30,11 @@ inline int run_default_kept(const DefaultControlArguments* arguments,
                             const DefaultKeptArguments* kept) {
   DefaultControlArguments a = *arguments;
   const long n = a.tensors;
-  float* memory = (float*)malloc(sizeof(float) * (n * (2 + 2 * a.units) + 1));
+  float* memory = (float*)malloc(sizeof(float) * (n * (1 + GAUGE + 2 * a.units) + 1));
   if (!memory) return 1;
   a.step = memory;
-  a.origin = memory + n;
-  a.cell = memory + 2 * n;
+  a.gauge = memory + n;
+  a.cell = memory + (1 + GAUGE) * n;
   gather_kept(a, *kept, memory);
   const int failed = run_default_control(&a);
   if (!failed) scatter_kept(a, *kept);
