@@ -14,7 +14,7 @@ from learned_optim.matrices import COEFFICIENTS, ITERATIONS, as_matrix
 from learned_optim.meta_training.unroll import Layout, apply_rule, initial_state, make_clock
 from learned_optim.rules import Clock, Coordinates, Default, hand
 from learned_optim.rules.default import CLIP, FACTS, LARGEST
-from learned_optim.rules.hand import HAND, HAND_SCALE
+from learned_optim.rules.hand import FASTEST, HAND, HAND_SCALE, SLOWEST
 from learned_optim.weights import in_memory
 
 SHAPES = ((6, 4), (5,), (3, 2, 2, 2), (), (1,), (1, 7), (4, 9))
@@ -33,11 +33,16 @@ def wild(rule: Default, seed: int = 0, size: float = 100.0) -> LoadedRule:
 
 
 def hand_length(param: Tensor, step: int, total_steps: int | None) -> float:
-    """The hand rule's length of step number `step`, written anew."""
+    """The hand rule's length of step number `step` before the pace, written anew."""
     kind = 0 if param.dim() > 1 else 1
     fan_in = as_matrix(tuple(param.shape))[1] if param.dim() > 1 else 1
     floor = math.exp(HAND["log_floor"][kind]) / math.sqrt(fan_in)
     scale = max(param.square().mean().sqrt().item(), floor)
+    return math.exp(HAND["log_step"][kind]) * scale * hand_schedule(step, total_steps)
+
+
+def hand_schedule(step: int, total_steps: int | None) -> float:
+    """What all lengths are multiplied by at step number `step`, written anew."""
     rise = math.exp(HAND["log_warmup"][0])
     warmup = min(1.0, step / (rise if total_steps is None else min(rise, max(1, total_steps / 10))))
     tau = math.exp(HAND["log_tau"][0 if total_steps is None else 1])
@@ -45,7 +50,17 @@ def hand_length(param: Tensor, step: int, total_steps: int | None) -> float:
     if total_steps is not None:
         fall *= ((total_steps - step + 1) / total_steps) ** HAND["power"][1]
         fall *= max(1.0, 300 / max(total_steps, 5)) ** 0.5
-    return math.exp(HAND["log_step"][kind]) * scale * warmup * fall
+    return warmup * fall
+
+
+def hand_pace(pace: float, grad: Tensor, m: Tensor, step: int, total_steps: int | None) -> float:
+    """The log of the pace of step number `step`, from that before and the momentum before."""
+    if not grad.any() or not m.any():
+        return pace
+    agreement = torch.cosine_similarity(grad.flatten(), m.flatten(), dim=0).item()
+    aim = 0.1 * HAND["aim"][0 if total_steps is None else 1] * hand_schedule(step, total_steps)
+    rate = math.exp(HAND["log_rate"][0 if grad.dim() > 1 else 1])
+    return min(max(pace + rate * (agreement - aim), SLOWEST), FASTEST)
 
 
 def straightened(step: Tensor) -> Tensor:
@@ -68,7 +83,8 @@ def test_after_a_thousand_steps_the_length_falls_no_faster_than_their_root(total
 
     def length(step: int) -> float:
         total = None if total_steps is None else torch.tensor([float(total_steps)])
-        return hand.hand_length(facts, Clock(torch.tensor([float(step)]), total), weights).item()
+        schedule = hand.hand_schedule(Clock(torch.tensor([float(step)]), total), weights)
+        return hand.hand_length(facts, schedule, weights).item()
 
     assert length(1000) / length(500) == pytest.approx((501 / 1001) ** 2, rel=1e-4)
     assert length(4000) / length(1000) == pytest.approx((1001 / 4001) ** 0.5, rel=1e-4)
@@ -82,11 +98,13 @@ def hand_steps(param: Tensor, grads: list[Tensor], total_steps: int | None) -> T
     """The hand rule written anew; where it takes a tensor."""
     beta1, beta2, share = (sigmoid(HAND[k][0]) for k in ("logit_beta1", "logit_beta2", "blend"))
     m, v = torch.zeros_like(param), torch.zeros_like(param)
+    pace = 0.0
     for k, grad in enumerate(grads, start=1):
+        pace = hand_pace(pace, grad, m, k, total_steps)
         m, v = beta1 * m + (1 - beta1) * grad, beta2 * v + (1 - beta2) * grad**2
         v_hat = v / (1 - beta2**k)
         direction = m / (1 - beta1**k) / (v_hat + 1e-12 * v_hat.mean()).sqrt()
-        length = hand_length(param, k, total_steps)
+        length = hand_length(param, k, total_steps) * math.exp(pace)
         step = -length * direction.clamp(-4, 4)
         if param.dim() > 1 and min(as_matrix(tuple(param.shape))) > 1:
             matrix = step.reshape(as_matrix(tuple(param.shape)))
@@ -111,6 +129,42 @@ def test_as_drawn_it_is_the_hand_rule(total_steps: int | None):
     for param, value in zip(params, expected, strict=True):
         # As near as the constants are, which are stored in float32.
         torch.testing.assert_close(param.detach(), value, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize(("turning", "bound"), [(False, FASTEST), (True, SLOWEST)])
+def test_the_pace_rises_while_gradients_agree_and_falls_while_they_turn(
+    turning: bool, bound: float
+):
+    param = nn.Parameter(torch.ones(4, 3))
+    optimizer = make([param], loaded(RULE))
+    paces = []
+    for k in range(400):
+        param.grad = torch.full((4, 3), -1.0 if turning and k % 2 else 1.0)
+        optimizer.step()
+        paces.append(optimizer.state[param]["gauge"][1].item())
+    expected = 0.0
+    m = torch.zeros(4, 3)
+    beta1 = sigmoid(HAND["logit_beta1"][0])
+    for k in range(60):
+        grad = torch.full((4, 3), -1.0 if turning and k % 2 else 1.0)
+        expected = hand_pace(expected, grad, m, k + 1, None)
+        m = beta1 * m + (1 - beta1) * grad
+        assert paces[k] == pytest.approx(expected, abs=1e-5)
+    assert paces[-1] == bound
+
+
+def test_gradients_of_zero_leave_the_pace_as_it_is():
+    param = nn.Parameter(torch.ones(4, 3))
+    optimizer = make([param], loaded(RULE))
+    for _ in range(10):
+        param.grad = torch.ones(4, 3)
+        optimizer.step()
+    pace = optimizer.state[param]["gauge"][1].item()
+    for _ in range(10):
+        param.grad = torch.zeros(4, 3)
+        optimizer.step()
+    assert pace > 0
+    assert optimizer.state[param]["gauge"][1].item() == pace
 
 
 @HORIZONS
@@ -170,9 +224,11 @@ def test_no_weights_make_a_step_longer_than_the_bound(total_steps: int | None, s
             for index, param in enumerate(params):
                 param.grad = randn(param.shape, 100 * k + index) ** 3
             optimizer.step()
-            for old, new in zip(before, snapshot(params), strict=True):
-                rms = (new - old).square().mean().sqrt().item()
-                share = rms / hand_length(old, k, total_steps)
+            for param, old in zip(params, before, strict=True):
+                rms = (param.detach() - old).square().mean().sqrt().item()
+                pace = optimizer.state[param]["gauge"][1].item()
+                assert SLOWEST <= pace <= FASTEST
+                share = rms / (math.exp(pace) * hand_length(old, k, total_steps))
                 assert share < bound * 1.001
                 longest = max(longest, share)
     assert longest > CLIP, "the weights here do not come near the bound"
@@ -204,7 +260,7 @@ def test_gradients_of_any_size_leave_all_finite_and_training_goes_on(kind: str, 
         optimizer.step()
         for old, new in zip(before, snapshot(params), strict=True):
             rms = (new - old).square().mean().sqrt().item()
-            assert rms < 1.001 * LARGEST * hand_length(old, k + 1, None)
+            assert rms < 1.001 * LARGEST * math.exp(FASTEST) * hand_length(old, k + 1, None)
     for state in optimizer.state.values():
         assert all(bool(value.isfinite().all()) for value in state.values())
     before = snapshot(params)

@@ -13,8 +13,8 @@ Layers of the step, each a bounded correction of the one before:
 
 The heads of both LSTMs start at zero: the rule drawn is the hand rule, and meta-training can only
 add to it. Whatever the LSTMs say, no coordinate's step exceeds `LARGEST` times the hand rule's
-length (the hand rule itself: `CLIP` times) before the matrix stage, which multiplies the root mean
-square by at most 1.2 times `gain`, a constant.
+length at the fastest pace (the hand rule itself: `CLIP` times) before the matrix stage, which
+multiplies the root mean square by at most 1.2 times `gain`, a constant.
 
 Nothing depends on the scale of the loss, while the root mean square of a tensor's gradient is
 between 1e-15 and 1e14 in float32; outside that range, steps are finite and bounded but no longer

@@ -29,9 +29,9 @@ HAND: dict[str, tuple[float, ...]] = {
     "blend": (2.0,),  # logit of the share of the orthogonalised direction
     "log_gain": (math.log(1.1),),  # length of the orthogonalised step over that of the other
     "log_rate": (math.log(0.03), math.log(0.03)),  # of the feedback; of matrices, of all others
-    # The agreement of gradient and momentum that keeps the pace, over the schedule; horizon unknown
-    # and known.
-    "aim": (-0.05, -0.05),
+    # The agreement of gradient and momentum that keeps the pace, in tenths, over the schedule;
+    # horizon unknown and known.
+    "aim": (-1.0, -1.0),
 }
 # Steps after which the length falls no faster than their root. Meta-training sees episodes of some
 # hundred steps, and a power that suits those would end the training of runs ten times as long.
@@ -136,7 +136,7 @@ def hand_aim(clock: Clock, weights: Weights) -> Tensor:
     early. Hence an aim below zero, which the schedule closes.
     """
     unknown, known = constant(weights, "aim").split(1, dim=-1)
-    return unknown if clock.total_steps is None else known
+    return 0.1 * (unknown if clock.total_steps is None else known)
 
 
 def _by_kind(pair: Tensor, facts: dict[str, Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ struct Hand {
   float power[2];  // of the fall, and of the one at the end
   float blend, log_gain;
   float log_rate[2];  // of matrices, of all others
-  float aim[2];  // horizon unknown and known
+  float aim[2];  // in tenths; horizon unknown and known
 };
 constexpr int HAND = sizeof(Hand) / sizeof(float);
 constexpr float HAND_SCALE = 5.0f;
@@ -185,7 +185,7 @@ INLINE Scales read_scales(const Hand& hand, const Means& means, const Facts& fac
 // The log of the pace from that of the step before.
 INLINE vf next_pace(const Hand& hand, const Means& means, const Facts& facts, const Time& time,
                     vf schedule, vf before, vf more_aim) {
-  vf aim = schedule * (hand.aim[time.known ? 1 : 0] + AIM * tanh(more_aim));
+  vf aim = schedule * (0.1f * hand.aim[time.known ? 1 : 0] + AIM * tanh(more_aim));
   vf moved = before + vexp(by_kind(facts, hand.log_rate)) * (agreement(means) - aim);
   vf zero = {};
   vf speaks = means.g2 > zero ? moved : before;
