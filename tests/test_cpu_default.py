@@ -190,7 +190,7 @@ def test_tensors_that_the_kernels_cannot_read_are_refused():
     [
         ({"steps": [torch.tensor(0)]}, "steps must be one of"),
         ({"steps": [torch.tensor(0.0).half()]}, "steps must be float32 but are torch.float16"),
-        ({"gauges": [torch.zeros(1)]}, r"gauges\[0\] must have 2 elements but has 1"),
+        ({"gauges": [torch.zeros(1)]}, r"gauges\[0\] must have 3 elements but has 1"),
         ({"controllers": [torch.zeros(3)]}, r"controllers\[0\] must have 6 elements but has 3"),
         ({"controllers": None}, "controllers must be given where units > 0, which is 3"),
         ({"finite": torch.ones(1)}, "finite must be .* bool"),
@@ -202,7 +202,7 @@ def test_what_the_control_cannot_read_is_refused(change, message):
         "survey": torch.zeros(1, 6),
         "facts": torch.ones(4, 1),
         "steps": [torch.tensor(0.0)],
-        "gauges": [torch.zeros(2)],
+        "gauges": [torch.zeros(3)],
         "controllers": [torch.zeros(6)],
         "weights": torch.zeros(kernels.default_weight_count(3, 4)),
     }

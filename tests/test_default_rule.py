@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -53,14 +54,25 @@ def hand_schedule(step: int, total_steps: int | None) -> float:
     return warmup * fall
 
 
-def hand_pace(pace: float, grad: Tensor, m: Tensor, step: int, total_steps: int | None) -> float:
-    """The log of the pace of step number `step`, from that before and the momentum before."""
-    if not grad.any() or not m.any():
-        return pace
-    agreement = torch.cosine_similarity(grad.flatten(), m.flatten(), dim=0).item()
-    aim = 0.1 * HAND["aim"][0 if total_steps is None else 1] * hand_schedule(step, total_steps)
-    rate = math.exp(HAND["log_rate"][0 if grad.dim() > 1 else 1])
-    return min(max(pace + rate * (agreement - aim), SLOWEST), FASTEST)
+@dataclass
+class Heard:
+    """The feedback of a tensor, written anew."""
+
+    pace: float = 0.0
+    agreement: float = 0.0
+
+    def hear(self, grad: Tensor, m: Tensor, step: int, total_steps: int | None) -> None:
+        """The gradient of step number `step` and the momentum before it."""
+        if not grad.any() or not m.any():
+            return
+        cosine = torch.cosine_similarity(grad.flatten(), m.flatten(), dim=0).item()
+        self.agreement = 0.9 * self.agreement + 0.1 * cosine
+        off = self.agreement - 0.1 * HAND["aim"][0 if total_steps is None else 1]
+        band = math.exp(HAND["log_band"][0])
+        beyond = math.copysign(max(abs(off) - band, 0.0), off)
+        rate = math.exp(HAND["log_rate"][0 if grad.dim() > 1 else 1]) * min(1.0, step / 100)
+        rate *= 1.0 if total_steps is None else max(0.0, 1 - step / total_steps)
+        self.pace = min(max(self.pace + rate * beyond, SLOWEST), FASTEST)
 
 
 def straightened(step: Tensor) -> Tensor:
@@ -98,13 +110,13 @@ def hand_steps(param: Tensor, grads: list[Tensor], total_steps: int | None) -> T
     """The hand rule written anew; where it takes a tensor."""
     beta1, beta2, share = (sigmoid(HAND[k][0]) for k in ("logit_beta1", "logit_beta2", "blend"))
     m, v = torch.zeros_like(param), torch.zeros_like(param)
-    pace = 0.0
+    heard = Heard()
     for k, grad in enumerate(grads, start=1):
-        pace = hand_pace(pace, grad, m, k, total_steps)
+        heard.hear(grad, m, k, total_steps)
         m, v = beta1 * m + (1 - beta1) * grad, beta2 * v + (1 - beta2) * grad**2
         v_hat = v / (1 - beta2**k)
         direction = m / (1 - beta1**k) / (v_hat + 1e-12 * v_hat.mean()).sqrt()
-        length = hand_length(param, k, total_steps) * math.exp(pace)
+        length = hand_length(param, k, total_steps) * math.exp(heard.pace)
         step = -length * direction.clamp(-4, 4)
         if param.dim() > 1 and min(as_matrix(tuple(param.shape))) > 1:
             matrix = step.reshape(as_matrix(tuple(param.shape)))
@@ -138,18 +150,18 @@ def test_the_pace_rises_while_gradients_agree_and_falls_while_they_turn(
     param = nn.Parameter(torch.ones(4, 3))
     optimizer = make([param], loaded(RULE))
     paces = []
-    for k in range(400):
+    for k in range(1500):
         param.grad = torch.full((4, 3), -1.0 if turning and k % 2 else 1.0)
         optimizer.step()
         paces.append(optimizer.state[param]["gauge"][1].item())
-    expected = 0.0
+    expected = Heard()
     m = torch.zeros(4, 3)
     beta1 = sigmoid(HAND["logit_beta1"][0])
-    for k in range(60):
+    for k in range(150):
         grad = torch.full((4, 3), -1.0 if turning and k % 2 else 1.0)
-        expected = hand_pace(expected, grad, m, k + 1, None)
+        expected.hear(grad, m, k + 1, None)
         m = beta1 * m + (1 - beta1) * grad
-        assert paces[k] == pytest.approx(expected, abs=1e-5)
+        assert paces[k] == pytest.approx(expected.pace, abs=1e-5)
     assert paces[-1] == bound
 
 

@@ -13,8 +13,8 @@ from learned_optim.kernels.checks import check_float32, thread_count
 
 # Sizes in rules.default and rules.hand: SUMS, SIGNALS, FACTS, rows of the gauge; constants of the
 # hand rule; inputs and outputs of the controller's and of the coordinates' LSTM.
-SUMS, SIGNALS, FACTS, GAUGE = 5, 11, 4, 2
-HAND = 17
+SUMS, SIGNALS, FACTS, GAUGE = 5, 11, 4, 3
+HAND = 18
 TELLS, ADVICE = 12, 5
 INPUTS, BENDS = 6, 3
 MAX_UNITS, MAX_HIDDEN = 128, 64
@@ -36,7 +36,7 @@ class DefaultState(NamedTuple):
     Attributes:
         moments: `(P, 2, N)`: m and v.
         cell: `(P, 2 * hidden, N)`: h then c of the coordinates.
-        gauge: `(P, 2, T)`: scale at the first step, log of the pace.
+        gauge: `(P, 3, T)`: scale at the first step, pace, agreement.
         controller: `(P, 2 * units, T)`: h then c of the tensors.
     """
 

@@ -36,11 +36,11 @@ from learned_optim.matrices import as_matrix, orthogonalize
 from learned_optim.rules.base import Clock, Coordinates, State, StateSpec, UpdateRule, Weights
 from learned_optim.rules.hand import (
     FASTEST,
+    Feedback,
     constant,
     floor,
-    hand_aim,
+    hand_feedback,
     hand_length,
-    hand_pace,
     hand_schedule,
     hand_shapes,
     hand_weights,
@@ -98,11 +98,11 @@ class Default(UpdateRule):
         """`moments` m and v and `cell` of the coordinates; `controller` and `gauge` of the tensor.
 
         `gauge` is the tensor's scale at its first step, against which the controller sees it grow,
-        and the log of its pace.
+        and its `Feedback`.
         Halves are enough for the cell: its h is below 1, and its c, which moves by at most 1 a
         step, cannot leave their range: from 2048 on, adding 1 rounds back.
         """
-        spec = {"moments": StateSpec(2), "gauge": StateSpec(2, "tensor")}
+        spec = {"moments": StateSpec(2), "gauge": StateSpec(3, "tensor")}
         if self.hidden:
             spec["cell"] = StateSpec(2 * self.hidden, dtype=torch.float16)
         if self.controller:
@@ -165,7 +165,7 @@ class Default(UpdateRule):
         mean_v = (beta2 * means["v"] + (1 - beta2) * means["g2"]) * correct2
         rms = (means["theta2"] + _tiny(sums)).sqrt()
         scale = torch.maximum(rms, floor(known, weights))
-        origin, pace = state["gauge"].unbind(-2)
+        origin, pace, agreed = state["gauge"].unbind(-2)
         origin = torch.where(clock.step == 1, scale, origin)
         schedule, agreement = hand_schedule(clock, weights), _agreement(means)
         new_state: dict[str, Tensor] = {}
@@ -177,11 +177,14 @@ class Default(UpdateRule):
             h, new_state["controller"] = CELLS["lstm"].function(tells, state["controller"], cell)
             advice = affine(weights["tensor.head.w"], h, weights["tensor.head.b"])
         louder, more_blend, more_aim, say0, say1 = advice.unbind(-2)
-        aim = schedule * (hand_aim(clock, weights) + AIM * more_aim.tanh())
-        # A gradient or a momentum of zero says nothing, and the pace stays.
+        more_aim = AIM * more_aim.tanh()
+        heard = hand_feedback(Feedback(pace, agreed), agreement, more_aim, known, clock, weights)
+        # A gradient or a momentum of zero says nothing.
         speaks = (means["g2"] > 0) & (means["m2"] > 0)
-        pace = hand_pace(pace, speaks * (agreement - aim), known, weights)
-        new_state["gauge"] = torch.stack(torch.broadcast_tensors(origin, pace), dim=-2)
+        pace, agreed = (
+            torch.where(speaks, new, old) for new, old in zip(heard, (pace, agreed), strict=True)
+        )
+        new_state["gauge"] = torch.stack(torch.broadcast_tensors(origin, pace, agreed), dim=-2)
         length = hand_length(known, schedule, weights) * scale
         # One over a root, and that squared, where one over mean_v or its power -1.5 in the
         # derivative would overflow.

@@ -8,6 +8,7 @@ the pace. Every number is a meta-parameter.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,10 +29,11 @@ HAND: dict[str, tuple[float, ...]] = {
     "power": (0.5, 0.75),
     "blend": (2.0,),  # logit of the share of the orthogonalised direction
     "log_gain": (math.log(1.1),),  # length of the orthogonalised step over that of the other
-    "log_rate": (math.log(0.03), math.log(0.03)),  # of the feedback; of matrices, of all others
-    # The agreement of gradient and momentum that keeps the pace, in tenths, over the schedule;
-    # horizon unknown and known.
-    "aim": (-1.0, -1.0),
+    "log_rate": (math.log(0.06), math.log(0.06)),  # of the feedback; of matrices, of all others
+    # The agreement of gradient and momentum that keeps the pace, in tenths, horizon unknown and
+    # known; and how far off it may be before the pace changes.
+    "aim": (-0.5, -0.5),
+    "log_band": (math.log(0.1),),
 }
 # Steps after which the length falls no faster than their root. Meta-training sees episodes of some
 # hundred steps, and a power that suits those would end the training of runs ten times as long.
@@ -42,6 +44,7 @@ RISING, SHORT, SHORTEST = 0.1, 300.0, 5.0
 # Of the log of the pace. Slower is always safe; what can be fitted to nothing asks for twelve times
 # as fast.
 SLOWEST, FASTEST = -4.0, 2.5
+SMOOTH, SETTLED = 10.0, 100.0  # steps; see `hand_feedback`
 # Stored as value / HAND_SCALE: one size of perturbation and one meta-learning rate then suit these
 # constants, where a change of 0.5 is small, and the networks' weights, where 0.1 is.
 HAND_SCALE = 5.0
@@ -103,40 +106,56 @@ def hand_schedule(clock: Clock, weights: Weights) -> Tensor:
     return warmup * fall
 
 
-def hand_pace(
-    before: Tensor,
-    above_aim: Tensor,
-    facts: dict[str, Tensor],
-    weights: Weights,
-) -> Tensor:
-    """The log of the factor on the length, `(..., T)`, from that of the step before.
+class Feedback(NamedTuple):
+    """What a tensor remembers of it, `(..., T)` each; zeros before the first step.
 
-    It rises while gradients go on to point along the momentum, which says that the steps are short,
-    and falls once they turn against it, which says that the last step went too far: the derivative
-    of the loss with respect to the length, in units of both norms (Almeida et al., "Parameter
-    adaptation in stochastic optimization", 1998; Baydin et al., "Online learning rate adaptation
-    with hypergradient descent", ICLR 2018, which add to the rate what is here added to its
-    logarithm).
+    Attributes:
+        pace: log of the factor on the length.
+        agreement: mean over about `SMOOTH` steps of the cosine of the angle between the gradient
+            and the momentum before it.
+    """
+
+    pace: Tensor
+    agreement: Tensor
+
+
+def hand_feedback(
+    before: Feedback,
+    agreement: Tensor,
+    more_aim: Tensor,
+    facts: dict[str, Tensor],
+    clock: Clock,
+    weights: Weights,
+) -> Feedback:
+    """The pace rises while gradients go on to point along the momentum, and falls once they turn.
+
+    The first says that the steps are short, the second that they go too far: in units of both
+    norms, the agreement is minus the derivative of the loss with respect to the length of the last
+    step (Almeida et al., "Parameter adaptation in stochastic optimization", 1998; Baydin et al.,
+    "Online learning rate adaptation with hypergradient descent", ICLR 2018, which add to the rate
+    what is here added to its logarithm). Followed to the letter that is greedy, and amid noise it
+    anneals too early (Wu et al., "Understanding short-horizon bias", ICLR 2018). Hence the aim
+    below zero and the band around it, in which the schedule has the last word; and the pace changes
+    slowly during the first `SETTLED` steps, when all gradients agree, and towards the end of a
+    known horizon, when a change no longer pays.
 
     Args:
-        before: the same of the step before; 0 at the first.
-        above_aim: the agreement, which is the cosine of the angle between the gradient and the
-            momentum before it, less `hand_aim`.
+        before: the same of the step before.
+        agreement: of this step, in [-1, 1].
+        more_aim: added to the constant `aim`.
         facts: of the tensors.
+        clock: the time.
         weights: the constants.
     """
-    rate = _by_kind(constant(weights, "log_rate"), facts).exp()
-    return (before + rate * above_aim).clamp(SLOWEST, FASTEST)
-
-
-def hand_aim(clock: Clock, weights: Weights) -> Tensor:
-    """The agreement that keeps the pace, before the schedule, `(..., 1)`.
-
-    At zero feedback is greedy: each step goes as far as it can, and amid noise that anneals too
-    early. Hence an aim below zero, which the schedule closes.
-    """
-    unknown, known = constant(weights, "aim").split(1, dim=-1)
-    return 0.1 * (unknown if clock.total_steps is None else known)
+    mean = before.agreement + (agreement - before.agreement) / SMOOTH
+    unknown, known = (0.1 * constant(weights, "aim")).split(1, dim=-1)
+    settled = (clock.step / SETTLED).clamp_max(1)
+    if clock.total_steps is not None:
+        unknown, settled = known, settled * (1 - clock.step / clock.total_steps).clamp_min(0)
+    off, band = mean - unknown - more_aim, constant(weights, "log_band").exp()
+    beyond = off - torch.minimum(torch.maximum(off, -band), band)
+    rate = _by_kind(constant(weights, "log_rate"), facts).exp() * settled
+    return Feedback((before.pace + rate * beyond).clamp(SLOWEST, FASTEST), mean)
 
 
 def _by_kind(pair: Tensor, facts: dict[str, Tensor]) -> Tensor:

@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr int TELLS = 12, ADVICE = 5, FACTS = 4, GAUGE = 2;
+constexpr int TELLS = 12, ADVICE = 5, FACTS = 4, GAUGE = 3;
 constexpr float TINY = 1e-30f, LOUDEST = 2.0f, AIM = 0.2f, LN_2 = 0.693147181f;
 
 // The constants of the hand rule, as the caller's flat weights begin.
@@ -21,12 +21,13 @@ struct Hand {
   float blend, log_gain;
   float log_rate[2];  // of matrices, of all others
   float aim[2];  // in tenths; horizon unknown and known
+  float log_band;
 };
 constexpr int HAND = sizeof(Hand) / sizeof(float);
 constexpr float HAND_SCALE = 5.0f;
 constexpr float LONG = 1000.0f, LONG_POWER = 0.5f;
 constexpr float RISING = 0.1f, SHORT = 300.0f, SHORTEST = 5.0f;
-constexpr float SLOWEST = -4.0f, FASTEST = 2.5f;
+constexpr float SLOWEST = -4.0f, FASTEST = 2.5f, SMOOTH = 10.0f, SETTLED = 100.0f;
 
 // Floats of the controller in the caller's flat weights, behind those of the hand rule.
 inline long controller_weights(int units) {
@@ -116,7 +117,7 @@ struct ControlTile {
   float* sums;    // DEFAULT_SUMS rows
   float* facts;   // FACTS rows
   float *step, *total;
-  float* gauge;   // GAUGE rows: the scale at the first step, the log of the pace
+  float* gauge;   // GAUGE rows: the scale at the first step, pace and agreement
   float *cell, *h;  // of the controller: 2 C rows before -> after, C rows of scratch
   float *x, *advice;
   float* signals;  // SIGNALS rows
@@ -182,23 +183,32 @@ INLINE Scales read_scales(const Hand& hand, const Means& means, const Facts& fac
   return s;
 }
 
-// The log of the pace from that of the step before.
-INLINE vf next_pace(const Hand& hand, const Means& means, const Facts& facts, const Time& time,
-                    vf schedule, vf before, vf more_aim) {
-  vf aim = schedule * (0.1f * hand.aim[time.known ? 1 : 0] + AIM * tanh(more_aim));
-  vf moved = before + vexp(by_kind(facts, hand.log_rate)) * (agreement(means) - aim);
-  vf zero = {};
-  vf speaks = means.g2 > zero ? moved : before;
-  return clamp(means.m2 > zero ? speaks : before, SLOWEST, FASTEST);
+// Pace and mean agreement, rows of TV, from those of the step before; returns the pace.
+INLINE vf feed_back(const Hand& hand, const Means& means, const Facts& facts, const Time& time,
+                    vf more_aim, float* pace, float* agreed) {
+  const vf zero = {}, one = set1(1.0f), band = set1(expf(hand.log_band));
+  vf before = load(pace), mean = load(agreed);
+  mean += (agreement(means) - mean) * (1 / SMOOTH);
+  vf settled = vmin(time.step * (1 / SETTLED), one);
+  if (time.known) settled *= vmax(one - time.step / time.total, zero);
+  vf off = mean - 0.1f * hand.aim[time.known ? 1 : 0] - AIM * tanh(more_aim);
+  vf beyond = off - vmin(vmax(off, -band), band);
+  vf moved = before + vexp(by_kind(facts, hand.log_rate)) * settled * beyond;
+  moved = clamp(moved, SLOWEST, FASTEST);
+  // A gradient or a momentum of zero says nothing.
+  const auto speaks = (means.g2 > zero) & (means.m2 > zero);
+  moved = speaks ? moved : before;
+  store(pace, moved);
+  store(agreed, speaks ? mean : load(agreed));
+  return moved;
 }
 
 INLINE void write_signals(const Hand& hand, const Means& means, const Facts& facts,
-                          const Time& time, const Scales& s, const float* advice, float* pace,
+                          const Time& time, const Scales& s, const float* advice, float* gauge,
                           float* to) {
   vf schedule = hand_schedule(hand, time);
-  vf paced = next_pace(hand, means, facts, time, schedule, load(pace), load(advice + 2 * TV));
+  vf paced = feed_back(hand, means, facts, time, load(advice + 2 * TV), gauge + TV, gauge + 2 * TV);
   vf length = vexp(by_kind(facts, hand.log_step)) * schedule * s.scale;
-  store(pace, paced);
   vf per_root = reciprocal_root(vmax(set1(TINY), s.mean_v));
   vf louder = load(advice), more_blend = load(advice + TV);
   vf signals[SIGNALS] = {
@@ -241,7 +251,7 @@ inline void control_tile(const float* weights, const float* packed, int units, b
   for (int i = 0; i < V; i++) {
     read_means(tile, i, &means, &facts);
     write_signals(hand, means, facts, time(i), scales[i], tile.advice + i * W,
-                  tile.gauge + TV + i * W, tile.signals + i * W);
+                  tile.gauge + i * W, tile.signals + i * W);
   }
 }
 

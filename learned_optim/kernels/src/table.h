@@ -90,7 +90,7 @@ struct DefaultArguments {
 
 // What the rule `default` does once a tensor: from surveys (rules, tensors, 6), facts (4, tensors),
 // steps and horizons (tensors; null: unknown) to signals (rules, M, tensors); gauge
-// (rules, 2, tensors) and cell (rules, 2 * units, tensors) in place.
+// (rules, 3, tensors) and cell (rules, 2 * units, tensors) in place.
 struct DefaultControlArguments {
   int64_t rules, tensors;
   const float *weights, *facts, *step, *total;  // all of the rule's weights, flat
@@ -99,7 +99,7 @@ struct DefaultControlArguments {
 };
 
 // What each tensor of an optimizer keeps under the rule `default`, in place of `step`, `gauge` and
-// `cell` above: the number of its steps, its (2) of the gauge, the controller's (2 * units). Where `finite` (null: everywhere) is 0, a tensor's stay as they are.
+// `cell` above: the number of its steps, its (3) of the gauge, the controller's (2 * units). Where `finite` (null: everywhere) is 0, a tensor's stay as they are.
 struct DefaultKeptArguments {
   float *const *steps, *const *gauges, *const *cells;
   const uint8_t* finite;
