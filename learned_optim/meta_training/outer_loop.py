@@ -161,10 +161,13 @@ class MetaTrainer:
     def _gradient(self, estimates: list[Estimate]) -> list[Tensor]:
         """The mean over all workers of all processes, weighted by family."""
         total = sum(entry.weight for entry in self.entries)
+        limit = self.recipe.outer.clip_each or math.inf
         sums = [torch.zeros_like(value) for value in self.weights.values()]
         for index, estimate in zip(parallel.mine(len(self.workers)), estimates, strict=True):
+            share = self.entries[index].weight / total
+            share *= min(1.0, limit / max(_norm(estimate), 1e-30))
             for place, key in enumerate(self.weights):
-                sums[place] += self.entries[index].weight / total * estimate.grads[key]
+                sums[place] += share * estimate.grads[key]
         return parallel.add_up(sums)
 
     def _average(self) -> None:

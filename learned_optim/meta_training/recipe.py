@@ -67,6 +67,8 @@ class Outer:
         final_lr: fraction of `lr` that a cosine reaches at the last step; 1 keeps it constant.
         warmup: steps over which the rate rises linearly.
         clip: largest norm of the meta-gradient; 0 does not clip.
+        clip_each: the same of what each worker gives to it, before the mean: so no family drowns
+            the others, whatever the size of its meta-loss.
         ema: decay of the running mean of the meta-parameters that is validated and exported in
             their place; 0 keeps none.
     """
@@ -77,11 +79,12 @@ class Outer:
     final_lr: float = 1.0
     warmup: int = 0
     clip: float = 0.0
+    clip_each: float = 0.0
     ema: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.lr <= 0 or self.clip < 0 or self.warmup < 0:
-            raise ValueError(f"steps >= 1, lr > 0, clip >= 0, warmup >= 0 expected: {self}")
+        if self.steps < 1 or self.lr <= 0 or self.warmup < 0 or min(self.clip, self.clip_each) < 0:
+            raise ValueError(f"steps >= 1, lr > 0, clips >= 0, warmup >= 0 expected: {self}")
         if not 0 <= self.final_lr <= 1 or not 0 <= self.ema < 1:
             raise ValueError(f"final_lr in [0, 1] and ema in [0, 1) expected: {self}")
         if not issubclass(getattr(torch.optim, self.optimizer, object), torch.optim.Optimizer):
