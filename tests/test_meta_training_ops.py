@@ -402,6 +402,30 @@ def test_a_log_adam_score_of_zero_is_a_tuned_adam():
     assert scores[1] > 1.0
 
 
+def test_clip_each_bounds_what_a_worker_gives_before_the_mean():
+    """Two losses of sizes that differ by a million then have an equal say."""
+    table = {
+        "name": "x",
+        "rule": {"name": "l2l", "hidden": 3, "preprocess": "none", "scale": 1.0},
+        "tasks": [
+            {"family": "quadratic"},
+            {"family": "quadratic", "augment": [{"name": "loss_scale", "low": 1e6, "high": 1e6}]},
+        ],
+    }
+    trainers = {}
+    for limit in (0.0, 1e-3):
+        trainers[limit] = MetaTrainer(parse_recipe(table | {"outer": {"clip_each": limit}}))
+        given = trainers[limit].step()
+    assert max(one.grad_norm for one in given) > 1000 * min(one.grad_norm for one in given) > 1
+    free, bound = (
+        torch.cat([value.grad.flatten() for value in trainer.weights.values()])  # type: ignore[union-attr]
+        for trainer in trainers.values()
+    )
+    largest = max(one.grad_norm for one in given)
+    assert float(free.norm()) == pytest.approx(largest / 2, rel=1e-2)
+    assert 1e-4 < float(bound.norm()) <= 1e-3 * (1 + 1e-5)
+
+
 def test_a_recipe_may_start_from_weights_beside_it(recipe, tmp_path):
     first = meta_training.run(recipe, output=tmp_path / "first", progress=False)
     table = RECIPE.format(steps=1).replace("seed = 3", 'seed = 3\nstart = "first"')
