@@ -81,14 +81,14 @@ def problems() -> list[tuple[Task, list[int], Tensor]]:
 
 
 def as_weights(points: Tensor) -> Weights:
-    """`(K, 13)` -> the constants as the rule takes them, `(K, *shape)` each."""
+    """`(K, C)` -> the constants as the rule takes them, `(K, *shape)` each."""
     shapes = hand_shapes()
     parts = (points / HAND_SCALE).split([shape[0] for shape in shapes.values()], dim=-1)
     return dict(zip(shapes, parts, strict=True))
 
 
 def as_point(weights: Weights) -> Tensor:
-    """Inverse, for one set: `(13,)`."""
+    """Inverse, for one set: `(C,)`."""
     return torch.cat([weights[key] for key in hand_shapes()]) * HAND_SCALE
 
 

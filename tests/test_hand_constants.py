@@ -7,7 +7,7 @@ import json
 import torch
 
 from benchmarks import hand_constants
-from learned_optim.rules.hand import hand_weights
+from learned_optim.rules.hand import HAND, hand_weights
 from learned_optim.tasks import SoftmaxRegression, TeacherStudent
 from learned_optim.tasks.splits import check_trainable
 
@@ -22,7 +22,7 @@ def small(monkeypatch):
 def test_a_point_and_its_weights_are_the_same_numbers():
     weights = hand_weights()
     point = hand_constants.as_point(weights)
-    assert point.shape == (13,)
+    assert point.shape == (sum(len(value) for value in HAND.values()),)
     for key, value in hand_constants.as_weights(point[None]).items():
         torch.testing.assert_close(value[0], weights[key])
 
