@@ -15,7 +15,8 @@ from learned_optim.matrices import COEFFICIENTS, ITERATIONS, as_matrix
 from learned_optim.meta_training.unroll import Layout, apply_rule, initial_state, make_clock
 from learned_optim.rules import Clock, Coordinates, Default, hand
 from learned_optim.rules.default import CLIP, FACTS, LARGEST
-from learned_optim.rules.hand import FASTEST, HAND, HAND_SCALE, SLOWEST
+from learned_optim.rules.feedback import FASTEST, SLOWEST
+from learned_optim.rules.hand import HAND, HAND_SCALE
 from learned_optim.weights import in_memory
 
 SHAPES = ((6, 4), (5,), (3, 2, 2, 2), (), (1,), (1, 7), (4, 9))

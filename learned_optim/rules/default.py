@@ -4,7 +4,7 @@ Layers of the step, each a bounded correction of the one before:
 
 1. the hand rule (see `hand`): the direction of Adam, its length a fraction of the tensor's root
    mean square, on a fixed schedule, annealed where the horizon is known, and at the tensor's own
-   pace, which feedback sets;
+   pace (see `feedback`);
 2. per coordinate, an LSTM of a few units, its state in the optimizer state: it bends the direction;
 3. the matrix stage: the direction of a matrix mixed with its orthogonalisation by Newton-Schulz
    iterations, as Muon does with the momentum;
@@ -34,12 +34,10 @@ from torch import Tensor
 from learned_optim.cells import CELLS, affine
 from learned_optim.matrices import as_matrix, orthogonalize
 from learned_optim.rules.base import Clock, Coordinates, State, StateSpec, UpdateRule, Weights
+from learned_optim.rules.feedback import FASTEST, Feedback, agreement, feedback
 from learned_optim.rules.hand import (
-    FASTEST,
-    Feedback,
     constant,
     floor,
-    hand_feedback,
     hand_length,
     hand_schedule,
     hand_shapes,
@@ -165,27 +163,21 @@ class Default(UpdateRule):
         mean_v = (beta2 * means["v"] + (1 - beta2) * means["g2"]) * correct2
         rms = (means["theta2"] + _tiny(sums)).sqrt()
         scale = torch.maximum(rms, floor(known, weights))
-        origin, pace, agreed = state["gauge"].unbind(-2)
+        origin, *remembered = state["gauge"].unbind(-2)
+        before = Feedback(*remembered)
         origin = torch.where(clock.step == 1, scale, origin)
-        schedule, agreement = hand_schedule(clock, weights), _agreement(means)
         new_state: dict[str, Tensor] = {}
         advice = sums.new_zeros(ADVICE, 1)
         if self.controller:
             growth = scale / origin.clamp_min(_tiny(sums))
-            tells = _tells(means, mean_v, agreement, growth, pace, known, clock)
+            tells = _tells(means, mean_v, growth, before.pace, known, clock)
             cell = _level(weights, "tensor")
             h, new_state["controller"] = CELLS["lstm"].function(tells, state["controller"], cell)
             advice = affine(weights["tensor.head.w"], h, weights["tensor.head.b"])
         louder, more_blend, more_aim, say0, say1 = advice.unbind(-2)
-        more_aim = AIM * more_aim.tanh()
-        heard = hand_feedback(Feedback(pace, agreed), agreement, more_aim, known, clock, weights)
-        # A gradient or a momentum of zero says nothing.
-        speaks = (means["g2"] > 0) & (means["m2"] > 0)
-        pace, agreed = (
-            torch.where(speaks, new, old) for new, old in zip(heard, (pace, agreed), strict=True)
-        )
-        new_state["gauge"] = torch.stack(torch.broadcast_tensors(origin, pace, agreed), dim=-2)
-        length = hand_length(known, schedule, weights) * scale
+        heard = feedback(before, means, AIM * more_aim.tanh(), known, clock, weights)
+        new_state["gauge"] = torch.stack(torch.broadcast_tensors(origin, *heard), dim=-2)
+        length = hand_length(known, hand_schedule(clock, weights), weights) * scale
         # One over a root, and that squared, where one over mean_v or its power -1.5 in the
         # derivative would overflow.
         per_root = 1 / mean_v.clamp_min(_tiny(sums)).sqrt()
@@ -196,7 +188,7 @@ class Default(UpdateRule):
             correct1 * per_root,
             correct2 * per_root * per_root,
             1 / rms,
-            length * (pace + LOUDEST * louder.tanh()).exp(),
+            length * (heard.pace + LOUDEST * louder.tanh()).exp(),
             torch.sigmoid(constant(weights, "blend") + more_blend),
             constant(weights, "log_gain").exp(),
             say0.tanh(),
@@ -283,16 +275,9 @@ def _memories(units: int) -> Tensor:
     return torch.cat((-forget, forget))
 
 
-def _agreement(means: dict[str, Tensor]) -> Tensor:
-    """Cosine of the angle between the gradient and the momentum before it; 0 if one is zero."""
-    tiny = _tiny(means["g2"])
-    return means["gm"] / ((means["g2"] + tiny).sqrt() * (means["m2"] + tiny).sqrt())
-
-
 def _tells(
     means: dict[str, Tensor],
     mean_v: Tensor,
-    agreement: Tensor,
     growth: Tensor,
     pace: Tensor,
     facts: dict[str, Tensor],
@@ -306,7 +291,7 @@ def _tells(
     tells = (
         ((means["g2"] + tiny) / (mean_v + tiny)).log().clamp(-6, 6) / 3,
         ((means["m2"] + tiny) / (mean_v + tiny)).log().clamp(-8, 8) / 4,
-        agreement,
+        agreement(means),
         growth.clamp_min(tiny).log().clamp(-4, 4),
         clock.step.log() / 5 - 1,
         done,

@@ -1,14 +1,13 @@
-"""The hand rule beneath the rule `default`: constants, schedule and feedback, no learning.
+"""The hand rule beneath the rule `default`: constants and schedule, no learning.
 
 Its step is `length * direction`: the direction of Adam, and a length relative to the tensor's own
-scale that warms up and decays on a fixed schedule, times a factor of the tensor that feedback sets:
-the pace. Every number is a meta-parameter.
+scale that warms up and decays on a fixed schedule, times a factor of the tensor, its pace (see
+`feedback`). Every number is a meta-parameter.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,10 +40,6 @@ LONG, LONG_POWER = 1000.0, 0.5
 # Where the horizon is known: the share of it that the warm-up may take; below so many steps, the
 # fewer they are the longer each, so that a run of 20 gets somewhere; below the last, no longer.
 RISING, SHORT, SHORTEST = 0.1, 300.0, 5.0
-# Of the log of the pace. Slower is always safe; what can be fitted to nothing asks for twelve times
-# as fast.
-SLOWEST, FASTEST = -4.0, 2.5
-SMOOTH, SETTLED = 10.0, 100.0  # steps; see `hand_feedback`
 # Stored as value / HAND_SCALE: one size of perturbation and one meta-learning rate then suit these
 # constants, where a change of 0.5 is small, and the networks' weights, where 0.1 is.
 HAND_SCALE = 5.0
@@ -70,12 +65,12 @@ def floor(facts: dict[str, Tensor], weights: Weights) -> Tensor:
 
     Tensors that start at zero have no scale of their own; a matrix has that of its initialisation.
     """
-    return _by_kind(constant(weights, "log_floor"), facts).exp() / facts["fan_in"].sqrt()
+    return by_kind(constant(weights, "log_floor"), facts).exp() / facts["fan_in"].sqrt()
 
 
 def hand_length(facts: dict[str, Tensor], schedule: Tensor, weights: Weights) -> Tensor:
     """The length of the step relative to the tensor's scale, before the pace, `(..., T)`."""
-    return _by_kind(constant(weights, "log_step"), facts).exp() * schedule
+    return by_kind(constant(weights, "log_step"), facts).exp() * schedule
 
 
 def hand_schedule(clock: Clock, weights: Weights) -> Tensor:
@@ -106,59 +101,7 @@ def hand_schedule(clock: Clock, weights: Weights) -> Tensor:
     return warmup * fall
 
 
-class Feedback(NamedTuple):
-    """What a tensor remembers of it, `(..., T)` each; zeros before the first step.
-
-    Attributes:
-        pace: log of the factor on the length.
-        agreement: mean over about `SMOOTH` steps of the cosine of the angle between the gradient
-            and the momentum before it.
-    """
-
-    pace: Tensor
-    agreement: Tensor
-
-
-def hand_feedback(
-    before: Feedback,
-    agreement: Tensor,
-    more_aim: Tensor,
-    facts: dict[str, Tensor],
-    clock: Clock,
-    weights: Weights,
-) -> Feedback:
-    """The pace rises while gradients go on to point along the momentum, and falls once they turn.
-
-    The first says that the steps are short, the second that they go too far: in units of both
-    norms, the agreement is minus the derivative of the loss with respect to the length of the last
-    step (Almeida et al., "Parameter adaptation in stochastic optimization", 1998; Baydin et al.,
-    "Online learning rate adaptation with hypergradient descent", ICLR 2018, which add to the rate
-    what is here added to its logarithm). Followed to the letter that is greedy, and amid noise it
-    anneals too early (Wu et al., "Understanding short-horizon bias", ICLR 2018). Hence the aim
-    below zero and the band around it, in which the schedule has the last word; and the pace changes
-    slowly during the first `SETTLED` steps, when all gradients agree, and towards the end of a
-    known horizon, when a change no longer pays.
-
-    Args:
-        before: the same of the step before.
-        agreement: of this step, in [-1, 1].
-        more_aim: added to the constant `aim`.
-        facts: of the tensors.
-        clock: the time.
-        weights: the constants.
-    """
-    mean = before.agreement + (agreement - before.agreement) / SMOOTH
-    unknown, known = (0.1 * constant(weights, "aim")).split(1, dim=-1)
-    settled = (clock.step / SETTLED).clamp_max(1)
-    if clock.total_steps is not None:
-        unknown, settled = known, settled * (1 - clock.step / clock.total_steps).clamp_min(0)
-    off, band = mean - unknown - more_aim, constant(weights, "log_band").exp()
-    beyond = off - torch.minimum(torch.maximum(off, -band), band)
-    rate = _by_kind(constant(weights, "log_rate"), facts).exp() * settled
-    return Feedback((before.pace + rate * beyond).clamp(SLOWEST, FASTEST), mean)
-
-
-def _by_kind(pair: Tensor, facts: dict[str, Tensor]) -> Tensor:
+def by_kind(pair: Tensor, facts: dict[str, Tensor]) -> Tensor:
     """A constant of matrices and one of all others, `(..., 2)` -> `(..., T)`."""
     matrix, other = pair.split(1, dim=-1)
     return facts["is_matrix"] * matrix + (1 - facts["is_matrix"]) * other

@@ -1,0 +1,85 @@
+"""The pace of a tensor under the rule `default`: a factor on its steps, set by its gradients.
+
+The pace rises while gradients go on to point along the momentum, and falls once they turn against
+it. The first says that the steps are short, the second that they go too far: in units of both
+norms, the agreement is minus the derivative of the loss with respect to the length of the last step
+(Almeida et al., "Parameter adaptation in stochastic optimization", 1998; Baydin et al., "Online
+learning rate adaptation with hypergradient descent", ICLR 2018, which add to the rate what is here
+added to its logarithm). Followed to the letter that is greedy, and amid noise it anneals too early
+(Wu et al., "Understanding short-horizon bias", ICLR 2018). Hence an aim below zero with a band
+around it, in which the schedule has the last word; and the pace changes slowly at first, when all
+gradients agree, and towards the end of a known horizon, when a change no longer pays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from learned_optim.rules.base import Clock, Weights
+from learned_optim.rules.hand import by_kind, constant
+
+# Of the log of the pace. Slower is always safe; what can be fitted to nothing asks for twelve times
+# as fast.
+SLOWEST, FASTEST = -4.0, 2.5
+SMOOTH = 10.0  # steps that the agreement is averaged over
+SETTLED = 100.0  # steps until the pace changes at its full rate
+
+
+class Feedback(NamedTuple):
+    """What a tensor remembers, `(..., T)` each; zeros before the first step.
+
+    Attributes:
+        pace: log of the factor on the length.
+        agreement: mean over about `SMOOTH` steps of `agreement`.
+    """
+
+    pace: Tensor
+    agreement: Tensor
+
+
+def agreement(means: Mapping[str, Tensor]) -> Tensor:
+    """Cosine of the angle between the gradient and the momentum before it; 0 if one is zero.
+
+    Args:
+        means: over the tensor's coordinates, of the squares `g2` and `m2` and the product `gm`.
+    """
+    tiny = 1e-200 if means["g2"].dtype == torch.float64 else 1e-30
+    return means["gm"] / ((means["g2"] + tiny).sqrt() * (means["m2"] + tiny).sqrt())
+
+
+def feedback(
+    before: Feedback,
+    means: Mapping[str, Tensor],
+    more_aim: Tensor,
+    facts: dict[str, Tensor],
+    clock: Clock,
+    weights: Weights,
+) -> Feedback:
+    """What the tensor remembers after this step's gradient.
+
+    Args:
+        before: the same of the step before.
+        means: see `agreement`.
+        more_aim: added to the constant `aim`.
+        facts: of the tensors.
+        clock: the time.
+        weights: the constants.
+    """
+    mean = before.agreement + (agreement(means) - before.agreement) / SMOOTH
+    aim, known = (0.1 * constant(weights, "aim")).split(1, dim=-1)
+    settled = (clock.step / SETTLED).clamp_max(1)
+    if clock.total_steps is not None:
+        aim, settled = known, settled * (1 - clock.step / clock.total_steps).clamp_min(0)
+    off, band = mean - aim - more_aim, constant(weights, "log_band").exp()
+    beyond = off - torch.minimum(torch.maximum(off, -band), band)
+    rate = by_kind(constant(weights, "log_rate"), facts).exp() * settled
+    pace = (before.pace + rate * beyond).clamp(SLOWEST, FASTEST)
+    # A gradient or a momentum of zero says nothing.
+    speaks = (means["g2"] > 0) & (means["m2"] > 0)
+    return Feedback(
+        *(torch.where(speaks, *pair) for pair in zip((pace, mean), before, strict=True))
+    )
