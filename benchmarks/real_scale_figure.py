@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.plotting import STYLE
 
 _LEARNED = "#c8102e"
-_BASELINES = ("#6aa786", "#2a6f97", "#2b2d42")
+_BASELINES = ("#a8c3b0", "#6aa786", "#2a6f97", "#2b2d42", "#d9a441", "#8e6bb0")
 _SPAN = 40  # the curve is cut into as many means as steps hold this, at least
 
 
