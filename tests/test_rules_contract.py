@@ -95,12 +95,13 @@ def run(
     steps: int = 3,
     size: float = 1.0,
     shape: tuple[int, ...] = SHAPE,
+    drift: float = 0.0,
 ) -> tuple[list[Tensor], State]:
-    """A few steps; the state is then away from zero."""
+    """A few steps; the state is then away from zero. With a drift, the gradients agree."""
     param = size * draw((N,), seed + 100)
     state, moved = rule.init_state(param), []
     for k in range(1, steps + 1):
-        coords = Coordinates(draw((N,), seed + k), param)
+        coords = Coordinates(drift + draw((N,), seed + k), param)
         step, state = whole_step(
             rule, coords, state, torch.tensor([float(k)], dtype=torch.float64), weights, shape
         )
@@ -264,10 +265,13 @@ def test_the_step_is_differentiable_in_every_weight(rule: UpdateRule):
     keys = list(weights)
 
     def f(*values: Tensor) -> Tensor:
-        # Small parameters and convolutions too: some weights matter only there.
+        # Small parameters, convolutions and gradients that agree: some weights matter only there.
         given = dict(zip(keys, values, strict=True))
-        cases = [(1.0, SHAPE), (1e-3, SHAPE), (1.0, CONVOLUTION)]
-        runs = (run(rule, given, steps=2, size=size, shape=shape)[0] for size, shape in cases)
+        cases = [(1.0, SHAPE, 0.0), (1e-3, SHAPE, 0.0), (1.0, CONVOLUTION, 3.0)]
+        runs = (
+            run(rule, given, steps=6, size=size, shape=shape, drift=drift)[0]
+            for size, shape, drift in cases
+        )
         return torch.stack([torch.stack(moved).square().sum() for moved in runs]).sum()
 
     inputs = [w.requires_grad_() for w in weights.values()]
