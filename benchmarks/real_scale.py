@@ -242,6 +242,8 @@ def measure(size: Size, options: argparse.Namespace, path: Path | None) -> dict[
         parameters = sum(value.numel() for value in training.params.values())
         content = {"size": asdict(size), "parameters": parameters, "seed": SEED, "runs": runs}
         content |= {"rule_sha256": load_rule(options.rule).sha256} | provenance()
+        # Of the whole file, whichever run was the last to be made.
+        content["command"] = "python -m benchmarks.real_scale"
         if path is not None:
             write_json(path, content)
     return content
