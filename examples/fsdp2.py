@@ -43,6 +43,7 @@ def main() -> None:
         rows = next(value for key, value in state.items() if key != "step" and value.dim() == 3)
         print(f"state of the first layer: {tuple(rows.shape)}, here {tuple(rows.to_local().shape)}")
         print(f"test accuracy {accuracy:.1%}")
+    dist.barrier()  # nobody leaves while another still needs it
     dist.destroy_process_group()
 
 

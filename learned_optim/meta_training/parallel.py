@@ -69,6 +69,9 @@ def group() -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store, rank, world = next(dist.rendezvous("env://"))
     dist.init_process_group(backend, store=_own(store), rank=rank, world_size=world)
+    # Each process returns once it has reached all others, who may still be connecting: one that had
+    # nothing to do and left now would make them fail.
+    dist.all_reduce(torch.zeros(1))
     try:
         yield
     finally:
