@@ -16,6 +16,9 @@ add to it. Whatever the LSTMs say, no coordinate's step exceeds `LARGEST` times 
 length at the fastest pace (the hand rule itself: `CLIP` times) before the matrix stage, which
 multiplies the root mean square by at most 1.2 times `gain`, a constant.
 
+What is where: `hand` has the constants and the schedule, `feedback` the pace, `controller` what the
+LSTM of a tensor sees, `ranges` what float32 can square; here are the three stages.
+
 Nothing depends on the scale of the loss, while the root mean square of a tensor's gradient is
 between 1e-15 and 1e14 in float32; outside that range, steps are finite and bounded but no longer
 the same.
@@ -34,7 +37,8 @@ from torch import Tensor
 from learned_optim.cells import CELLS, affine
 from learned_optim.matrices import as_matrix, orthogonalize
 from learned_optim.rules.base import Clock, Coordinates, State, StateSpec, UpdateRule, Weights
-from learned_optim.rules.feedback import FASTEST, Feedback, agreement, feedback
+from learned_optim.rules.controller import TELLS, memories, tells_of
+from learned_optim.rules.feedback import Feedback, feedback
 from learned_optim.rules.hand import (
     constant,
     floor,
@@ -43,6 +47,7 @@ from learned_optim.rules.hand import (
     hand_shapes,
     hand_weights,
 )
+from learned_optim.rules.ranges import bounded, tiny
 
 SUMS: tuple[str, ...] = ("g2", "v", "m2", "gm", "theta2")  # of products, over the coordinates
 FACTS: tuple[str, ...] = ("is_matrix", "fan_in", "fan_out", "count")
@@ -53,7 +58,6 @@ SIGNALS: tuple[str, ...] = (
     "length", "blend", "gain",
     "say0", "say1",
 )  # fmt: skip
-TELLS = 12  # what the controller sees
 ADVICE = 5  # what it says: length, blend, aim of the feedback, two numbers for the coordinates
 INPUTS = 6  # what a coordinate sees: four numbers of its own, two from the controller
 BENDS = 3  # what it says: turn, add, free
@@ -62,7 +66,6 @@ CLIP = 4.0  # of the direction of Adam
 LOUDEST = 2.0  # the controller multiplies the length by at most e^2
 AIM = 0.2  # and moves the feedback's aim by at most this
 LARGEST = math.exp(LOUDEST) * (CLIP * (1 + TURN + ADD) + FREE)
-LONGEST = 500.0  # steps that a controller drawn remembers
 DEAD = 1e-12  # second moments below this fraction of the tensor's mean count as it
 
 
@@ -122,7 +125,7 @@ class Default(UpdateRule):
         for level, inputs, hidden, outputs in self._levels():
             cell = CELLS["lstm"].init_weights(inputs, hidden, generator)
             if level == "tensor":
-                cell["b"][: 2 * hidden] += _memories(hidden)
+                cell["b"][: 2 * hidden] += memories(hidden)
             weights |= {f"{level}.{key}": value for key, value in cell.items()}
             weights[f"{level}.head.w"] = torch.zeros(outputs, hidden)
             weights[f"{level}.head.b"] = torch.zeros(outputs)
@@ -145,7 +148,7 @@ class Default(UpdateRule):
     def summarize(self, coords: Coordinates, state: State) -> Tensor:
         """`SUMS` over the coordinates."""
         m, v = state["moments"].unbind(-2)
-        g, theta = _bounded(coords.grad), _bounded(coords.param)
+        g, theta = bounded(coords.grad), bounded(coords.param)
         sums = [x.sum(-1) for x in (g * g, v, m * m, g * m, theta * theta)]
         return torch.stack(sums, dim=-1)
 
@@ -161,7 +164,7 @@ class Default(UpdateRule):
         # The bound matters to no useful beta; it keeps those that round to 1 finite.
         correct1, correct2 = (1 / (1 - b**clock.step).clamp_min(1e-6) for b in (beta1, beta2))
         mean_v = (beta2 * means["v"] + (1 - beta2) * means["g2"]) * correct2
-        rms = (means["theta2"] + _tiny(sums)).sqrt()
+        rms = (means["theta2"] + tiny(sums)).sqrt()
         scale = torch.maximum(rms, floor(known, weights))
         origin, *remembered = state["gauge"].unbind(-2)
         before = Feedback(*remembered)
@@ -169,8 +172,8 @@ class Default(UpdateRule):
         new_state: dict[str, Tensor] = {}
         advice = sums.new_zeros(ADVICE, 1)
         if self.controller:
-            growth = scale / origin.clamp_min(_tiny(sums))
-            tells = _tells(means, mean_v, growth, before.pace, known, clock)
+            growth = scale / origin.clamp_min(tiny(sums))
+            tells = tells_of(means, mean_v, growth, before.pace, known, clock)
             cell = _level(weights, "tensor")
             h, new_state["controller"] = CELLS["lstm"].function(tells, state["controller"], cell)
             advice = affine(weights["tensor.head.w"], h, weights["tensor.head.b"])
@@ -180,7 +183,7 @@ class Default(UpdateRule):
         length = hand_length(known, hand_schedule(clock, weights), weights) * scale
         # One over a root, and that squared, where one over mean_v or its power -1.5 in the
         # derivative would overflow.
-        per_root = 1 / mean_v.clamp_min(_tiny(sums)).sqrt()
+        per_root = 1 / mean_v.clamp_min(tiny(sums)).sqrt()
         signals = (
             beta1,
             beta2,
@@ -201,7 +204,7 @@ class Default(UpdateRule):
     ) -> tuple[Tensor, State]:
         """The step before the matrix stage: minus length times the bent direction of Adam."""
         s = dict(zip(SIGNALS, signals.unbind(-2), strict=True))
-        g = _bounded(coords.grad)
+        g = bounded(coords.grad)
         m, v = state["moments"].unbind(-2)
         m = m + (1 - s["beta1"]) * (g - m)
         v = v + (1 - s["beta2"]) * (g * g - v)
@@ -241,65 +244,12 @@ class Default(UpdateRule):
         s = dict(zip(SIGNALS, signals[..., None, None].unbind(-3), strict=True))
         straight = orthogonalize(step) * math.sqrt(max(step.shape[-2:]))
         # In units of the length: squares of the step itself may leave the range of its dtype.
-        direction = step / s["length"].clamp_min(_tiny(step))
+        direction = step / s["length"].clamp_min(tiny(step))
         rms = (direction.square().mean((-2, -1), keepdim=True) + DEAD).sqrt()
         size = s["gain"] * s["length"] * rms
         return (1 - s["blend"]) * step + s["blend"] * size * straight
 
 
-def _tiny(like: Tensor) -> float:
-    """Below this, mean squares count as zero."""
-    return 1e-200 if like.dtype == torch.float64 else 1e-30
-
-
-def _bounded(x: Tensor) -> Tensor:
-    """Cut at where the sum of the squares of a billion would overflow."""
-    limit = 1e140 if x.dtype == torch.float64 else 1e14
-    return x.clamp(-limit, limit)
-
-
 def _level(weights: Weights, level: str) -> dict[str, Tensor]:
     """The weights of one of the two LSTMs."""
     return {key: weights[f"{level}.{key}"] for key in ("w_ih", "w_hh", "b")}
-
-
-def _memories(units: int) -> Tensor:
-    """What the biases of input and forget gate are raised by, `(2 * units,)`.
-
-    Unit k then averages over about tau_k steps, spaced from 2 to `LONGEST` by equal factors: what a
-    controller sees in one step is mostly noise. Tallec and Ollivier, "Can recurrent neural
-    networks warp time?", ICLR 2018, section 3, whose tau are drawn, and uniform.
-    """
-    tau = torch.logspace(math.log10(2), math.log10(LONGEST), units)
-    forget = (tau - 1).log()
-    return torch.cat((-forget, forget))
-
-
-def _tells(
-    means: dict[str, Tensor],
-    mean_v: Tensor,
-    growth: Tensor,
-    pace: Tensor,
-    facts: dict[str, Tensor],
-    clock: Clock,
-) -> Tensor:
-    """What the controller sees, `(..., TELLS, T)`: free of the scale of loss and parameters."""
-    tiny = _tiny(mean_v)
-    unknown = torch.zeros_like(clock.step)
-    horizon = clock.total_steps
-    done = unknown if horizon is None else (clock.step / horizon).clamp_max(1)
-    tells = (
-        ((means["g2"] + tiny) / (mean_v + tiny)).log().clamp(-6, 6) / 3,
-        ((means["m2"] + tiny) / (mean_v + tiny)).log().clamp(-8, 8) / 4,
-        agreement(means),
-        growth.clamp_min(tiny).log().clamp(-4, 4),
-        clock.step.log() / 5 - 1,
-        done,
-        unknown if horizon is None else torch.ones_like(unknown),
-        facts["is_matrix"],
-        facts["fan_in"].log() / 5,
-        facts["fan_out"].log() / 5,
-        (1 - done).clamp_min(1e-3).log() / 3,
-        pace / FASTEST,
-    )
-    return torch.stack(torch.broadcast_tensors(*tells), dim=-2)

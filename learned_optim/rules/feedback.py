@@ -21,6 +21,7 @@ from torch import Tensor
 
 from learned_optim.rules.base import Clock, Weights
 from learned_optim.rules.hand import by_kind, constant
+from learned_optim.rules.ranges import tiny
 
 # Of the log of the pace. Slower is always safe; what can be fitted to nothing asks for twelve times
 # as fast.
@@ -47,8 +48,8 @@ def agreement(means: Mapping[str, Tensor]) -> Tensor:
     Args:
         means: over the tensor's coordinates, of the squares `g2` and `m2` and the product `gm`.
     """
-    tiny = 1e-200 if means["g2"].dtype == torch.float64 else 1e-30
-    return means["gm"] / ((means["g2"] + tiny).sqrt() * (means["m2"] + tiny).sqrt())
+    least = tiny(means["g2"])
+    return means["gm"] / ((means["g2"] + least).sqrt() * (means["m2"] + least).sqrt())
 
 
 def feedback(

@@ -1,7 +1,7 @@
 // Once a tensor, the rule `default`'s schedule and controller (`control` of
-// learned_optim/rules/default.py, with feedback.py and hand.py; names are theirs). Tensors are the
-// lanes here, a tile of TV of them. Powers of two are cut at 2^-40, far below what moves a float32
-// parameter.
+// learned_optim/rules/default.py, with controller.py, feedback.py and hand.py; names are theirs).
+// Tensors are the lanes here, a tile of TV of them. Powers of two are cut at 2^-40, far below what
+// moves a float32 parameter.
 #pragma once
 #include <math.h>
 
