@@ -28,7 +28,7 @@ HAND: dict[str, tuple[float, ...]] = {
     "power": (0.5, 0.75),
     "blend": (2.0,),  # logit of the share of the orthogonalised direction
     "log_gain": (math.log(1.1),),  # length of the orthogonalised step over that of the other
-    "log_rate": (math.log(0.06), math.log(0.06)),  # of the feedback; of matrices, of all others
+    "log_rate": (math.log(0.06), math.log(0.06)),  # of falling; of matrices, of all others
     # The agreement of gradient and momentum that keeps the pace, in tenths, horizon unknown and
     # known; and how far off it may be before the pace changes.
     "aim": (-0.5, -0.5),
