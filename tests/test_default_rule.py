@@ -73,7 +73,7 @@ class Heard:
         beyond = math.copysign(max(abs(off) - band, 0.0), off)
         rate = math.exp(HAND["log_rate"][0 if grad.dim() > 1 else 1]) * min(1.0, step / 100)
         rate *= 1.0 if total_steps is None else max(0.0, 1 - step / total_steps)
-        rate *= 0.5 if beyond > 0 else 1.0
+        rate *= math.exp(HAND["log_rise"][0]) if beyond > 0 else 1.0
         self.pace = min(max(self.pace + rate * beyond, SLOWEST), FASTEST)
 
 

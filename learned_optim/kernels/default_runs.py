@@ -14,7 +14,7 @@ from learned_optim.kernels.checks import check_float32, thread_count
 # Sizes in rules.default and rules.hand: SUMS, SIGNALS, FACTS, rows of the gauge; constants of the
 # hand rule; inputs and outputs of the controller's and of the coordinates' LSTM.
 SUMS, SIGNALS, FACTS, GAUGE = 5, 11, 4, 3
-HAND = 18
+HAND = 19
 TELLS, ADVICE = 12, 5
 INPUTS, BENDS = 6, 3
 MAX_UNITS, MAX_HIDDEN = 128, 64

@@ -29,9 +29,6 @@ from learned_optim.rules.ranges import tiny
 SLOWEST, FASTEST = -4.0, 2.5
 SMOOTH = 10.0  # steps that the agreement is averaged over
 SETTLED = 100.0  # steps until the pace changes at its full rate
-# It rises at this share of the rate at which it falls: the mean agreement lags, and until it turns
-# the pace goes on rising. Too slow costs a little, too fast can cost the run.
-RISE = 0.5
 
 
 class Feedback(NamedTuple):
@@ -82,7 +79,8 @@ def feedback(
     off, band = mean - aim - more_aim, constant(weights, "log_band").exp()
     beyond = off - torch.minimum(torch.maximum(off, -band), band)
     rate = by_kind(constant(weights, "log_rate"), facts).exp() * settled
-    moved = rate * torch.where(beyond > 0, RISE * beyond, beyond)
+    rise = constant(weights, "log_rise").exp()
+    moved = rate * torch.where(beyond > 0, rise * beyond, beyond)
     pace = (before.pace + moved).clamp(SLOWEST, FASTEST)
     # A gradient or a momentum of zero says nothing.
     speaks = (means["g2"] > 0) & (means["m2"] > 0)

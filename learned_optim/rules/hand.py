@@ -29,6 +29,9 @@ HAND: dict[str, tuple[float, ...]] = {
     "blend": (2.0,),  # logit of the share of the orthogonalised direction
     "log_gain": (math.log(1.1),),  # length of the orthogonalised step over that of the other
     "log_rate": (math.log(0.06), math.log(0.06)),  # of falling; of matrices, of all others
+    # Rising, as a share of that: the mean agreement lags, and until it turns the pace goes on
+    # rising. Too slow costs a little, too fast can cost the run.
+    "log_rise": (math.log(0.5),),
     # The agreement of gradient and momentum that keeps the pace, in tenths, horizon unknown and
     # known; and how far off it may be before the pace changes.
     "aim": (-0.5, -0.5),

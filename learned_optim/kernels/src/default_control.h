@@ -21,6 +21,7 @@ struct Hand {
   float power[2];  // of the fall, and of the one at the end
   float blend, log_gain;
   float log_rate[2];  // of matrices, of all others
+  float log_rise;
   float aim[2];  // in tenths; horizon unknown and known
   float log_band;
 };
@@ -29,7 +30,6 @@ constexpr float HAND_SCALE = 5.0f;
 constexpr float LONG = 1000.0f, LONG_POWER = 0.5f;
 constexpr float RISING = 0.1f, SHORT = 300.0f, SHORTEST = 5.0f;
 constexpr float SLOWEST = -4.0f, FASTEST = 2.5f, SMOOTH = 10.0f, SETTLED = 100.0f;
-constexpr float RISE = 0.5f;
 
 // Floats of the controller in the caller's flat weights, behind those of the hand rule.
 inline long controller_weights(int units) {
@@ -195,7 +195,7 @@ INLINE vf feed_back(const Hand& hand, const Means& means, const Facts& facts, co
   if (time.known) settled *= vmax(one - time.step / time.total, zero);
   vf off = mean - 0.1f * hand.aim[time.known ? 1 : 0] - AIM * tanh(more_aim);
   vf beyond = off - vmin(vmax(off, -band), band);
-  beyond = beyond > zero ? RISE * beyond : beyond;
+  beyond = beyond > zero ? expf(hand.log_rise) * beyond : beyond;
   vf moved = before + vexp(by_kind(facts, hand.log_rate)) * settled * beyond;
   moved = clamp(moved, SLOWEST, FASTEST);
   // A gradient or a momentum of zero says nothing.
