@@ -20,6 +20,7 @@ from learned_optim import meta_training
 from learned_optim.meta_training import checkpoint
 from learned_optim.meta_training.baseline import tuned_adam
 from learned_optim.meta_training.curriculum import Stages
+from learned_optim.meta_training.estimators import evolution
 from learned_optim.meta_training.outer_loop import MetaTrainer, learning_rate
 from learned_optim.meta_training.recipe import Curriculum, Outer, RecipeError
 from learned_optim.meta_training.recipe_file import parse_recipe, read_recipe
@@ -424,6 +425,60 @@ def test_clip_each_bounds_what_a_worker_gives_before_the_mean():
     largest = max(one.grad_norm for one in given)
     assert float(free.norm()) == pytest.approx(largest / 2, rel=1e-2)
     assert 1e-4 < float(bound.norm()) <= 1e-3 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        {"name": "tbptt", "unroll": 5},
+        {"name": "tbptt", "unroll": 5, "second_derivatives": True},
+        {"name": "es", "sigma": 0.1},
+        {"name": "pes", "unroll": 5, "sigma": 0.1},
+        {"name": "nres", "unroll": 5, "sigma": 0.1},
+    ],
+    ids=lambda table: " ".join(str(value) for value in table.values()),
+)
+def test_an_odd_rule_stays_odd_while_it_learns(estimator, monkeypatch):
+    table = {
+        "name": "x",
+        "rule": {"name": "l2l", "hidden": 6, "preprocess": "none", "scale": 1.0},
+        "tasks": [{"family": "quadratic", "runs": 4}],
+        "estimator": estimator,
+        "horizon": {"name": "constant", "steps": 20},
+        "outer": {"odd": True, "lr": 0.01},
+    }
+    trainer = MetaTrainer(parse_recipe(table))
+    perturbed = []
+    kept = evolution.Evolution._perturb
+
+    def perturb(self, weights, noise):
+        perturbed.append(kept(self, weights, noise))
+        return perturbed[-1]
+
+    monkeypatch.setattr(evolution.Evolution, "_perturb", perturb)
+    before = trainer.snapshot()
+    for _ in range(6):
+        trainer.step()
+    assert bool(perturbed) == (estimator["name"] != "tbptt")
+    for weights in (before, trainer.snapshot(), trainer.averaged, *perturbed):
+        for key, value in trainer.rule.mirrored(weights).items():
+            torch.testing.assert_close(value, weights[key], rtol=0, atol=1e-7)
+    assert all(
+        not torch.equal(before[key], trainer.weights[key]) for key in before if key[-1] != "b"
+    )
+
+
+def test_a_rule_that_is_to_be_odd_cannot_start_from_one_that_is_not():
+    table = {
+        "name": "x",
+        "rule": {"name": "l2l", "hidden": 6},
+        "tasks": [{"family": "quadratic"}],
+        "outer": {"odd": True},
+    }
+    trainer = MetaTrainer(parse_recipe(table))
+    trainer.start_from(trainer.snapshot())
+    with pytest.raises(RecipeError, match=r"outer\.odd .*'cell\.0\.w_ih' is off by 0\.\d"):
+        trainer.start_from(trainer.rule.init_weights(torch.Generator().manual_seed(0)))
 
 
 def test_a_recipe_may_start_from_weights_beside_it(recipe, tmp_path):

@@ -96,12 +96,16 @@ def run(
     size: float = 1.0,
     shape: tuple[int, ...] = SHAPE,
     drift: float = 0.0,
+    sign: int = 1,
 ) -> tuple[list[Tensor], State]:
-    """A few steps; the state is then away from zero. With a drift, the gradients agree."""
-    param = size * draw((N,), seed + 100)
+    """A few steps; the state is then away from zero. With a drift, the gradients agree.
+
+    With a sign of -1 the same from the other side: parameters and gradients negated.
+    """
+    param = sign * size * draw((N,), seed + 100)
     state, moved = rule.init_state(param), []
     for k in range(1, steps + 1):
-        coords = Coordinates(drift + draw((N,), seed + k), param)
+        coords = Coordinates(sign * (drift + draw((N,), seed + k)), param)
         step, state = whole_step(
             rule, coords, state, torch.tensor([float(k)], dtype=torch.float64), weights, shape
         )
@@ -125,6 +129,28 @@ def test_weights_have_the_promised_shapes_and_are_drawn_from_the_generator_alone
     assert {key: tuple(w.shape) for key, w in weights.items()} == rule.weight_shapes()
     assert all(w.dtype == torch.float32 and bool(w.isfinite().all()) for w in weights.values())
     assert all(torch.equal(weights[key], again[key]) for key in weights)
+
+
+@rules
+def test_mirrored_weights_answer_to_the_opposite_gradient_with_the_opposite_step(rule: UpdateRule):
+    weights = weights_of(rule)
+    images = rule.mirrored(weights)
+    even = {key: (value + images[key]) / 2 for key, value in weights.items()}
+    for there, back in ((weights, images), (even, even)):
+        for moved, opposite in zip(run(rule, there)[0], run(rule, back, sign=-1)[0], strict=True):
+            torch.testing.assert_close(moved, -opposite, rtol=1e-9, atol=1e-14)
+    assert any(bool(step.any()) for step in run(rule, even)[0])
+
+
+@rules
+def test_mirroring_is_its_own_inverse_and_takes_leading_dimensions(rule: UpdateRule):
+    weights, other = weights_of(rule), weights_of(rule, seed=1)
+    again = rule.mirrored(rule.mirrored(weights))
+    both = {key: torch.stack((value, other[key])) for key, value in weights.items()}
+    for key, value in rule.mirrored(both).items():
+        assert torch.equal(again[key], weights[key])
+        assert torch.equal(value[0], rule.mirrored(weights)[key])
+        assert torch.equal(value[1], rule.mirrored(other)[key])
 
 
 @rules

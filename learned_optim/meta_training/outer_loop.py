@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.meta_training import checkpoint, parallel
+from learned_optim.meta_training.constraint import free, odd_part
 from learned_optim.meta_training.curriculum import Stages
 from learned_optim.meta_training.estimators import Estimate
 from learned_optim.meta_training.recipe import Outer, Recipe, RecipeError, TaskEntry
@@ -53,9 +54,11 @@ class MetaTrainer:
     def __init__(self, recipe: Recipe, device: torch.device | str = "cpu") -> None:
         self.recipe, self.device = recipe, torch.device(device)
         self.rule = recipe.rule
+        self.allowed = odd_part(self.rule) if recipe.outer.odd else free
+        drawn = self.rule.init_weights(generator("weights", recipe.seed))
         self.weights: Weights = {
             key: value.to(self.device).requires_grad_()
-            for key, value in self.rule.init_weights(generator("weights", recipe.seed)).items()
+            for key, value in self.allowed(drawn).items()
         }
         self.optimizer = getattr(torch.optim, recipe.outer.optimizer)(
             list(self.weights.values()), lr=recipe.outer.lr
@@ -82,7 +85,7 @@ class MetaTrainer:
             for index, entry in enumerate(self.entries)
         ]
         for worker in self.workers:
-            worker.teacher = recipe.imitation.teacher
+            worker.teacher, worker.allowed = recipe.imitation.teacher, self.allowed
         self.validator = Validator(recipe.tasks, recipe.validation, self.device)
         self.stages = Stages(recipe.curriculum)
         self._grow()
@@ -125,7 +128,18 @@ class MetaTrainer:
         with torch.no_grad():
             for key, value in weights.items():
                 self.weights[key].copy_(value)
+        self._check_allowed()
         self.averaged, self.best_weights = self.snapshot(), self.snapshot()
+
+    def _check_allowed(self) -> None:
+        weights = self.snapshot()
+        for key, value in self.allowed(weights).items():
+            off = float((value - weights[key]).abs().max())
+            if off > 1e-5:
+                raise RecipeError(
+                    f"outer.odd keeps the rule odd, but the weights to start from are not: {key!r} "
+                    f"is off by {off:.2g}; start from weights that were trained so, or from none"
+                )
 
     def _grow(self) -> None:
         for worker in self.workers:
@@ -142,8 +156,9 @@ class MetaTrainer:
             self.recipe.estimator.estimate(self.rule, detached, self.workers[index], meta_loss)
             for index in mine
         ]
-        for value, grad in zip(self.weights.values(), self._gradient(estimates), strict=True):
-            value.grad = grad
+        gradient = dict(zip(self.weights, self._gradient(estimates), strict=True))
+        for key, grad in self.allowed(gradient).items():
+            self.weights[key].grad = grad
         limit = self.recipe.outer.clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.weights.values()), limit))
         rate = learning_rate(self.recipe.outer, self.step_count)

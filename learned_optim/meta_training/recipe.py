@@ -71,6 +71,7 @@ class Outer:
             the others, whatever the size of its meta-loss.
         ema: decay of the running mean of the meta-parameters that is validated and exported in
             their place; 0 keeps none.
+        odd: keep the rule odd in the gradient (`constraint.odd_part`).
     """
 
     steps: int = 1000
@@ -81,6 +82,7 @@ class Outer:
     clip: float = 0.0
     clip_each: float = 0.0
     ema: float = 0.0
+    odd: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.lr <= 0 or self.warmup < 0 or min(self.clip, self.clip_each) < 0:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from learned_optim.meta_training.constraint import Constraint, free
 from learned_optim.meta_training.imitation import Lesson
 from learned_optim.meta_training.layout import Layout
 from learned_optim.meta_training.seeding import derive_seed, generator
@@ -115,6 +116,7 @@ class Worker:
         growth: factor on the horizon of the episodes to come.
         teacher: whom the rule imitates, None for nobody.
         pull: strength of the imitation; 0 does without.
+        allowed: the constraint, which takes perturbations to where the meta-parameters may be.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class Worker:
         self.growth = 1.0
         self.teacher: UpdateRule | None = None
         self.pull = 0.0
+        self.allowed: Constraint = free
         self.episode = -1
         self.extra: dict[str, Any] = {}
         self.runs: Runs

@@ -103,6 +103,15 @@ class UpdateRule(ABC):
     def init_weights(self, generator: torch.Generator) -> Weights:
         """Draw untrained meta-parameters (float32, CPU)."""
 
+    def mirrored(self, weights: Weights) -> Weights:
+        """Weights that answer to the opposite gradients with the opposite steps of these.
+
+        Linear and its own inverse, so that the mean of both is odd in the gradient, and the same
+        can be done to meta-gradients and perturbations, with any leading dimensions. By default the
+        weights themselves, for rules that are odd in any case.
+        """
+        return weights
+
     def init_state(self, param: Tensor) -> State:
         """Zero state for `param` of any shape, on its device, in the storage dtypes of the spec."""
         state = {}

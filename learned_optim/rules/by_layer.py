@@ -71,6 +71,12 @@ class ByLayer(L2L):
         """Two draws of `L2L.init_weights`."""
         return self.joined({part: self.part.init_weights(generator) for part in PARTS})
 
+    def mirrored(self, weights: Weights) -> Weights:
+        """Of each part, see `L2L.mirrored`."""
+        return self.joined(
+            {part: self.part.mirrored(each) for part, each in self.split(weights).items()}
+        )
+
     def describe(self, shape: tuple[int, ...]) -> tuple[float, ...]:
         """One number: 1 for a convolution, else 0."""
         return (float(self.part_of(shape) == "conv"),)

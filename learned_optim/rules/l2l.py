@@ -16,6 +16,7 @@ from torch import Tensor
 from learned_optim import features
 from learned_optim.cells import CELLS, affine
 from learned_optim.rules.base import Coordinates, State, StateSpec, UpdateRule, Weights
+from learned_optim.rules.mirror import FEATURES, mirrored_cells
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,10 @@ class L2L(UpdateRule):
         for key, shape in (("head.w", (1, self.hidden)), ("head.b", (1,))):
             weights[key] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
         return weights
+
+    def mirrored(self, weights: Weights) -> Weights:
+        """See `mirrored_cells`; the rule itself may answer to a zero gradient with a step."""
+        return mirrored_cells(weights, self.hidden, FEATURES[self.preprocess])
 
     def update(
         self, coords: Coordinates, state: State, signals: Tensor, weights: Weights

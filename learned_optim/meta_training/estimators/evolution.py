@@ -43,7 +43,8 @@ class Evolution(GradientEstimator):
 
     Args:
         unroll: inner steps of a window (`es` runs the whole episode whatever it says).
-        sigma: standard deviation of the perturbation of each meta-parameter.
+        sigma: standard deviation of the perturbation of each meta-parameter, before a constraint
+            (`Outer.odd`) takes part of it away.
         loss_cap: an inner loss counts at most this many times the run's first loss (which is a
             scale: it may not be negative); NaN and infinity count as that, and are reported.
         difference_clip: largest difference of the meta-losses of a pair; 0 does not clip.
@@ -89,7 +90,7 @@ class Evolution(GradientEstimator):
     ) -> Estimate:
         """See `GradientEstimator`."""
         start = worker.current(rule, perturbations=PAIR).step
-        noise, factor = self._directions(worker, weights, start)
+        noise, factor = map(worker.allowed, self._directions(worker, weights, start))
         losses, gaps = self._run(
             rule, self._perturb(weights, noise), worker, self._length(worker, start)
         )
