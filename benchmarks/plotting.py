@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ def _draw(axes: Axes, result: Mapping[str, Any]) -> None:
         steps = range(len(facts["curve"]["median"]))
         axes.plot(
             steps,
-            facts["curve"]["median"],
+            _numbers(facts["curve"]["median"]),
             color=colour(entry),
             linewidth=2.2 if strong else 1.1,
             linestyle=":" if learned and not strong else "-",
@@ -61,18 +62,24 @@ def _draw(axes: Axes, result: Mapping[str, Any]) -> None:
             label=label(entry) if entry != "learned" else "L2L, learned",
         )
         if strong:
-            lower, upper = facts["curve"]["lower"], facts["curve"]["upper"]
+            lower, upper = (_numbers(facts["curve"][key]) for key in ("lower", "upper"))
             axes.fill_between(steps, lower, upper, color=colour(entry), alpha=0.13, linewidth=0)
     axes.set_yscale("log")
     axes.set_xlim(0, result["steps"])
     axes.set_title(result["title"])
 
 
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    """JSON has null for what is not finite."""
+    return [math.nan if value is None else value for value in values]
+
+
 def _limits(axes: Axes, result: Mapping[str, Any]) -> None:
     """Cut what lies far above the start: a diverging run would flatten all others."""
     curves = [facts["curve"] for facts in result["entries"].values()]
     start = max(curve["median"][0] for curve in curves)
-    low = min(min(curve["lower"]) for curve in curves)
+    lower = [_numbers(curve["lower"]) for curve in curves]
+    low = min(value for values in lower for value in values if math.isfinite(value))
     axes.set_ylim(max(low, 1e-8) * 0.8, start * 1.6)
 
 

@@ -316,6 +316,8 @@ def test_a_rule_that_diverges_is_reported_and_not_hidden(results, tmp_path, caps
     report.show(json.loads((tmp_path / "result.json").read_text()))
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("L2L"))
     assert "diverged" in line
+    loss_curves([json.loads((tmp_path / "result.json").read_text())], tmp_path / "x.png", "caption")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
 
 
 def test_json_has_none_for_what_is_not_finite_and_lists_on_one_line(tmp_path):

@@ -34,7 +34,7 @@ def test_each_size_is_measured_once_and_drawn(tiny, monkeypatch, capsys):
         best = size["entries"]["adam"]
         assert best["rate"] in sweep.RATES["adam"]
         assert math.isfinite(sweep.ratio(size))
-    monkeypatch.setattr(sweep, "examine", None)
+    monkeypatch.setattr(sweep, "examine", lambda *_: pytest.fail("measured again"))
     sweep.measure(tiny)
     sweep.show(content)
     assert capsys.readouterr().out.count(" x ") == 5

@@ -7,7 +7,7 @@
 128 steps. Here: a third photograph in that style, the same in the style of another painting, and
 that at 128x128, four times as many pixels. The paper shows curves and pictures and no numbers; what
 can be checked is the order: the LSTM below every baseline. Rates of the baselines are chosen on a
-grid of 4 a decade on other parts of the same photograph. Test runs differ in the part that is
+grid of 4 a decade on four other parts of the same photograph. Test runs differ in the part that is
 painted; the pictures show the middle of it, painted by the rule and by Adam in as many steps.
 Finished parts are kept in `--work` and taken up again.
 """
@@ -86,7 +86,7 @@ CASES = {
 def contest(name: str) -> Contest:
     """What is compared in one of `CASES`."""
     case = CASES[name]
-    return Contest(name, case.title, case.task(), GRID, STEPS, 1, case.runs, validation_runs=1)
+    return Contest(name, case.title, case.task(), GRID, STEPS, 1, case.runs, validation_runs=4)
 
 
 def paint(case: Art, stepper: Sweep | Learned) -> Tensor:

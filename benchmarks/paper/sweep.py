@@ -11,22 +11,17 @@ runs. Writes results/paper_sweep.json and .png after every size.
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from benchmarks.baselines import Sweep
-from benchmarks.learned import Learned
 from benchmarks.paper import report
+from benchmarks.paper.hindsight import complete, finals
 from benchmarks.plotting import STYLE, colour
-from benchmarks.results import provenance, write_json
-from benchmarks.runs import Problem, run
-from benchmarks.statistics import summary
+from benchmarks.runs import Problem
 from learned_optim.tasks import MnistMLP
 from learned_optim.weights import LoadedRule, load_bundled
 
@@ -40,38 +35,21 @@ RATES = {
 
 def examine(width: int, depth: int, rule: LoadedRule) -> dict[str, Any]:
     """One size: final losses of the rule and of each baseline at its best rate."""
-    started = time.process_time()
     task = MnistMLP(hidden=width, layers=depth).sample(torch.Generator())
     problem = Problem(task, RUNS, STEPS, "sweep", BLOCK)
-    name = f"{depth} x {width}"
-    entries = {"learned": summary(_final(problem, lambda: Learned(rule), name)[:, 0])}
-    for key, rates in RATES.items():
-        losses = _final(problem, lambda key=key, rates=rates: Sweep({key: rates}), f"{name}, {key}")
-        best = int(losses.mean(0).argmin())
-        entries[key] = summary(losses[:, best]) | {"rate": rates[best]}
-    seconds = round(time.process_time() - started, 1)
-    return {"width": width, "depth": depth, "entries": entries, "cpu_seconds": seconds}
-
-
-def _final(problem: Problem, make: Any, name: str) -> Tensor:  # noqa: ANN401
-    """`(runs, K)`, infinite where a run diverged."""
-    losses = run(problem, make, progress=name).losses[..., -1]
-    return losses.nan_to_num(torch.inf)
+    found = finals(problem, rule, RATES, f"{depth} x {width}")
+    return {"width": width, "depth": depth, **found}
 
 
 def measure(path: Path) -> None:
     """Run the sizes that `path` lacks for today's weights."""
     rule = load_bundled("l2l-mnist")
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    done = saved.get("sizes", {}) if saved.get("weights_sha256") == rule.sha256 else {}
-    for depth in DEPTHS:
-        for width in WIDTHS:
-            if f"{depth}x{width}" in done:
-                continue
-            done[f"{depth}x{width}"] = examine(width, depth, rule)
-            seconds = round(sum(size["cpu_seconds"] for size in done.values()), 1)
-            content = {"weights_sha256": rule.sha256, "sizes": done, **provenance()}
-            write_json(path, content | {"cpu_seconds": seconds})
+    sizes = {
+        f"{depth}x{width}": partial(examine, width, depth, rule)
+        for depth in DEPTHS
+        for width in WIDTHS
+    }
+    complete(path, "sizes", rule, sizes)
 
 
 def ratio(size: Mapping[str, Any]) -> float:
