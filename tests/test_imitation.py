@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
 import torch
 
+from learned_optim import meta_training
 from learned_optim.meta_training.estimators import ESTIMATORS, NRES, TBPTT
-from learned_optim.meta_training.imitation import Imitation, Lesson, gap
+from learned_optim.meta_training.imitation import Imitation, Lesson, as_drawn, gap
 from learned_optim.meta_training.meta_loss import Sum
 from learned_optim.meta_training.outer_loop import MetaTrainer
 from learned_optim.meta_training.recipe import RecipeError
@@ -17,6 +19,7 @@ from learned_optim.meta_training.truncation import Constant, Worker
 from learned_optim.meta_training.unroll import advance
 from learned_optim.rules import L2L, RULES, Adam, Default, LearnableSGD, UpdateRule
 from learned_optim.tasks import MnistMLP
+from learned_optim.weights import WeightsUnavailable, save_folder
 
 FAMILY = MnistMLP(hidden=5, batch_size=16, dataset="digits", init_std=0.3)
 TEACHER = Adam(learning_rate=0.01)
@@ -24,7 +27,7 @@ TEACHER = Adam(learning_rate=0.01)
 
 def make_worker(pull, teacher: UpdateRule = TEACHER, runs=3, steps=20):
     worker = Worker(FAMILY, runs, Constant(steps), 1, 0)
-    worker.teacher, worker.pull = teacher, pull
+    worker.teacher, worker.pull = as_drawn(teacher), pull
     return worker
 
 
@@ -118,7 +121,7 @@ def test_every_teacher_watches_runs_and_pairs_alike(teacher):
     for perturbations in (0, 2):
         worker = make_worker(1.0, teacher)
         carry = worker.current(rule, perturbations)
-        lesson = Lesson(teacher, worker.runs, carry)
+        lesson = Lesson(as_drawn(teacher), worker.runs, carry)
         lesson.target(carry)
         targets.append(lesson.target(carry._replace(step=1)))
     torch.testing.assert_close(targets[1], targets[0].unsqueeze(1).expand(-1, 2, -1))
@@ -176,6 +179,75 @@ def test_a_pupil_comes_near_its_teacher():
     assert sum(gaps[-10:]) / 10 < 0.6
 
 
+def folder_of_weights(tmp_path, rule):
+    loaded = save_folder(tmp_path / "teacher", rule, draw(rule), name="teacher")
+    return loaded, {"weight": 1e4, "steps": 10_000, "learned": "teacher"}
+
+
+def test_a_learned_teacher_is_read_from_beside_the_recipe_and_imitated(tmp_path):
+    """Its own twin has nothing to learn from it; another rule comes near it."""
+    loaded, imitation = folder_of_weights(tmp_path, L2L(layers=1, hidden=3))
+    gaps = {}
+    for hidden, start in ((3, loaded.weights), (8, None)):
+        table = TABLE | {"imitation": imitation, "rule": TABLE["rule"] | {"hidden": hidden}}
+        trainer = MetaTrainer(parse_recipe(table))
+        if start is not None:
+            trainer.start_from(dict(start))
+        trainer.learn_from(loaded)
+        gaps[hidden] = [trainer.step()[0].estimate.stats["imitation"] for _ in range(60)]
+    assert gaps[3][0] < 1e-6
+    assert gaps[8][0] > 0.9
+    assert gaps[8][-1] < 0.3
+
+
+def test_the_odd_part_of_a_teacher_is_within_reach_of_a_rule_that_is_odd(tmp_path):
+    loaded, imitation = folder_of_weights(tmp_path, L2L(layers=1, hidden=3))
+    table = TABLE | {
+        "imitation": imitation | {"odd": True},
+        "rule": TABLE["rule"] | {"hidden": 6},
+        "outer": TABLE["outer"] | {"odd": True},
+    }
+    trainer = MetaTrainer(parse_recipe(table))
+    trainer.start_from(loaded.rule.odd_part(dict(loaded.weights))[1])
+    trainer.learn_from(loaded)
+    assert trainer.step()[0].estimate.stats["imitation"] < 1e-6
+
+
+def test_a_run_takes_its_teacher_from_the_folder_that_the_recipe_names(tmp_path):
+    folder_of_weights(tmp_path, L2L(layers=1, hidden=3))
+    text = """
+name = "x"
+[rule]
+name = "l2l"
+layers = 1
+hidden = 8
+[[tasks]]
+family = "quadratic"
+[imitation]
+weight = 1.0
+learned = "{folder}"
+[outer]
+steps = 2
+[validation]
+runs = 2
+steps = 5
+"""
+    for folder, error in (("teacher", None), ("nobody", WeightsUnavailable)):
+        recipe = tmp_path / f"{folder}.toml"
+        recipe.write_text(text.format(folder=folder))
+        with contextlib.nullcontext() if error is None else pytest.raises(error, match="nobody"):
+            meta_training.run(recipe, output=tmp_path / "out" / folder, progress=False)
+
+
+def test_a_teacher_that_cannot_be_is_refused(tmp_path):
+    loaded, imitation = folder_of_weights(tmp_path, LearnableSGD())
+    trainer = MetaTrainer(parse_recipe(TABLE | {"imitation": imitation | {"odd": True}}))
+    with pytest.raises(RecipeError, match="for a teacher of rule l2l, not learnable_sgd"):
+        trainer.learn_from(loaded)
+    with pytest.raises(RecipeError, match="learned = 'teacher': call learn_from first"):
+        trainer.step()
+
+
 def test_a_teacher_in_the_middle_of_an_episode_is_resumed():
     table = TABLE | {"imitation": {"weight": 1.0, "steps": 50}}
     whole, resumed = (MetaTrainer(parse_recipe(table)) for _ in "ab")
@@ -195,6 +267,7 @@ def test_a_teacher_in_the_middle_of_an_episode_is_resumed():
         ({"teacher": {"name": "adamm"}}, "did you mean 'adam'"),
         ({"teacher": {"name": "adam", "learning_rat": 1.0}}, "did you mean 'learning_rate'"),
         ({"wait": 1.0}, "did you mean 'weight'"),
+        ({"odd": True}, "odd needs a teacher that is learned"),
     ],
 )
 def test_a_wrong_table_says_what_is_wrong(imitation, message):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from learned_optim.cells import CELLS
 from learned_optim.matrices import as_matrix
 from learned_optim.rules import (
     L2L,
@@ -140,6 +141,29 @@ def test_mirrored_weights_answer_to_the_opposite_gradient_with_the_opposite_step
         for moved, opposite in zip(run(rule, there)[0], run(rule, back, sign=-1)[0], strict=True):
             torch.testing.assert_close(moved, -opposite, rtol=1e-9, atol=1e-14)
     assert any(bool(step.any()) for step in run(rule, even)[0])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("preprocess", ["log_sign", "none"])
+def test_the_odd_part_of_l2l_is_a_rule_of_twice_as_many_units(cell: str, preprocess):
+    rule = L2L(cell=cell, layers=2, hidden=3, preprocess=preprocess)
+    weights = weights_of(rule)
+    wide, both = rule.odd_part(weights)
+    assert {key: tuple(value.shape) for key, value in both.items()} == wide.weight_shapes()
+    for key, value in wide.mirrored(both).items():
+        assert torch.equal(value, both[key])
+    grads = [draw((N,), seed) for seed in range(5)]
+    halves = [steps_on(rule, weights, [sign * grad for grad in grads]) for sign in (1, -1)]
+    for found, first, second in zip(steps_on(wide, both, grads), *halves, strict=True):
+        torch.testing.assert_close(found, (first - second) / 2)
+
+
+def steps_on(rule: L2L, weights: Weights, grads: list[Tensor]) -> list[Tensor]:
+    state, found = rule.init_state(grads[0]), []
+    for grad in grads:
+        step, state = rule.update(Coordinates(grad, grad), state, grad.new_zeros(0, 1), weights)
+        found.append(step)
+    return found
 
 
 @rules

@@ -1,4 +1,7 @@
-"""Imitation of a hand-written rule, while the learned one is still worse.
+"""Imitation of another rule.
+
+Of a hand-written one, while the learned one is still worse; or of one that was learned before, to
+make it smaller or to bring it within a constraint.
 
 Chen, Zhang, Zhou, Chang, Liu, Amini, Wang, "Training stronger baselines for learning to
 optimize", NeurIPS 2020, https://arxiv.org/abs/2010.09089. Paper / ours: off-policy, on trajectories
@@ -16,6 +19,7 @@ The target is a constant: nothing is differentiated through the teacher.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +32,7 @@ from learned_optim.meta_training.unroll import (
     initial_state,
     make_clock,
 )
-from learned_optim.rules import Adam, Coordinates, State, UpdateRule
+from learned_optim.rules import Adam, Coordinates, State, UpdateRule, Weights
 
 # Rules that are good as they are drawn; `default` then is its hand rule.
 TEACHERS = ("adam", "default", "learnable_sgd")
@@ -44,42 +48,60 @@ class Imitation:
         weight: its factor at the first outer step; 0 does without.
         steps: outer steps over which it falls to zero, linearly.
         teacher: one of `TEACHERS`, with its config.
+        learned: folder of a learned teacher's weights, relative to the recipe; it then takes the
+            place of `teacher`.
+        odd: imitate the odd part of a learned `l2l`, (step(g) - step(-g)) / 2.
     """
 
     weight: float = 0.0
     steps: int = 1000
     teacher: UpdateRule = field(default_factory=Adam)
+    learned: str = ""
+    odd: bool = False
 
     def __post_init__(self) -> None:
         if self.weight < 0 or self.steps < 1:
             raise ValueError(f"weight >= 0 and steps >= 1 expected: {self}")
         if self.teacher.name not in TEACHERS:
             raise ValueError(f"teacher must be one of {TEACHERS} but is {self.teacher.name!r}")
+        if self.odd and not self.learned:
+            raise ValueError("odd needs a teacher that is learned: name its folder as `learned`")
 
     def strength(self, outer_step: int) -> float:
         """The factor at an outer step, from 0."""
         return self.weight * max(0.0, 1 - outer_step / self.steps)
 
 
+class Teacher(NamedTuple):
+    """A rule to imitate, with its weights."""
+
+    rule: UpdateRule
+    weights: Weights
+
+
+def as_drawn(rule: UpdateRule) -> Teacher:
+    """One of `TEACHERS`."""
+    return Teacher(rule, rule.init_weights(torch.Generator()))
+
+
 class Lesson:
     """The teacher beside one window of a worker's runs.
 
     Args:
-        teacher: the rule to imitate.
+        teacher: whom to imitate.
         runs: whose window it is.
         carry: where the window starts.
         state: the teacher's, as the window before left it; anew at the start of an episode.
     """
 
     def __init__(
-        self, teacher: UpdateRule, runs: Runs, carry: Carry, state: State | None = None
+        self, teacher: Teacher, runs: Runs, carry: Carry, state: State | None = None
     ) -> None:
-        self.teacher = teacher
-        drawn = teacher.init_weights(torch.Generator())
-        self._weights = {key: value.to(carry.theta) for key, value in drawn.items()}
-        self._layout = Layout(teacher, runs.start(), len(runs.lead))
+        self.teacher = teacher.rule
+        self._weights = {key: value.to(carry.theta) for key, value in teacher.weights.items()}
+        self._layout = Layout(self.teacher, runs.start(), len(runs.lead))
         if state is None or carry.step == 0:
-            state = initial_state(teacher, carry.theta, self._layout)
+            state = initial_state(self.teacher, carry.theta, self._layout)
         self.state: State = state
 
     @torch.no_grad()

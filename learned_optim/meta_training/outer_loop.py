@@ -13,12 +13,14 @@ from learned_optim.meta_training import checkpoint, parallel
 from learned_optim.meta_training.constraint import free, odd_part
 from learned_optim.meta_training.curriculum import Stages
 from learned_optim.meta_training.estimators import Estimate
+from learned_optim.meta_training.imitation import Teacher, as_drawn
 from learned_optim.meta_training.recipe import Outer, Recipe, RecipeError, TaskEntry
 from learned_optim.meta_training.seeding import generator
 from learned_optim.meta_training.truncation import Worker, moved
 from learned_optim.meta_training.validation import Result, Validator
 from learned_optim.meta_training.yardstick import Yardstick
-from learned_optim.rules import PARTS, ByLayer, Weights
+from learned_optim.rules import L2L, PARTS, ByLayer, Weights
+from learned_optim.weights import LoadedRule
 
 
 def learning_rate(outer: Outer, step: int) -> float:
@@ -85,7 +87,9 @@ class MetaTrainer:
             for index, entry in enumerate(self.entries)
         ]
         for worker in self.workers:
-            worker.teacher, worker.allowed = recipe.imitation.teacher, self.allowed
+            worker.allowed = self.allowed
+        if not recipe.imitation.learned:
+            self._teach(as_drawn(recipe.imitation.teacher))
         self.validator = Validator(recipe.tasks, recipe.validation, self.device)
         self.stages = Stages(recipe.curriculum)
         self._grow()
@@ -131,6 +135,23 @@ class MetaTrainer:
         self._check_allowed()
         self.averaged, self.best_weights = self.snapshot(), self.snapshot()
 
+    def learn_from(self, loaded: LoadedRule) -> None:
+        """Imitate this rule, the recipe's `imitation.learned`, or its odd part if that is asked.
+
+        Raises:
+            RecipeError: the odd part is wanted of a rule that is no `l2l`.
+        """
+        rule, weights = loaded.rule, dict(loaded.weights)
+        if self.recipe.imitation.odd:
+            if type(rule) is not L2L:
+                raise RecipeError(f"imitation.odd is for a teacher of rule l2l, not {rule.name}")
+            rule, weights = rule.odd_part(weights)
+        self._teach(Teacher(rule, weights))
+
+    def _teach(self, teacher: Teacher) -> None:
+        for worker in self.workers:
+            worker.teacher = teacher
+
     def _check_allowed(self) -> None:
         weights = self.snapshot()
         for key, value in self.allowed(weights).items():
@@ -147,6 +168,10 @@ class MetaTrainer:
 
     def step(self) -> list[Contribution]:
         """One update of the meta-parameters; what each worker of this process gave to it."""
+        if self.recipe.imitation.learned and self.workers[0].teacher is None:
+            raise RecipeError(
+                f"imitation.learned = {self.recipe.imitation.learned!r}: call learn_from first"
+            )
         detached = {key: value.detach() for key, value in self.weights.items()}
         meta_loss = self.recipe.meta_loss
         mine = parallel.mine(len(self.workers))

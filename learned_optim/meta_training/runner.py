@@ -49,6 +49,8 @@ def run(
     recipe, folder = Path(recipe), output_folder(recipe, output)
     trainer = MetaTrainer(read_recipe(recipe), parallel.place(device))
     path = folder / "checkpoint.pt"
+    if trainer.recipe.imitation.learned:
+        trainer.learn_from(load_folder(recipe.parent / trainer.recipe.imitation.learned))
     if resume:
         trainer.load_state_dict(checkpoint.load(path))
         if parallel.rank() == 0:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.meta_training.constraint import Constraint, free
-from learned_optim.meta_training.imitation import Lesson
+from learned_optim.meta_training.imitation import Lesson, Teacher
 from learned_optim.meta_training.layout import Layout
 from learned_optim.meta_training.seeding import derive_seed, generator
 from learned_optim.meta_training.unroll import Carry, Runs, begin
@@ -136,7 +136,7 @@ class Worker:
         self.seed, self.index, self.stagger, self.device = seed, index, stagger, device
         self.yardstick, self.by_start = yardstick, by_start
         self.growth = 1.0
-        self.teacher: UpdateRule | None = None
+        self.teacher: Teacher | None = None
         self.pull = 0.0
         self.allowed: Constraint = free
         self.episode = -1

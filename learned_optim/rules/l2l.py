@@ -7,7 +7,7 @@ https://arxiv.org/abs/1606.04474, section 2.1 and appendix A.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from learned_optim import features
 from learned_optim.cells import CELLS, affine
 from learned_optim.rules.base import Coordinates, State, StateSpec, UpdateRule, Weights
-from learned_optim.rules.mirror import FEATURES, mirrored_cells
+from learned_optim.rules.mirror import FEATURES, mirrored_cells, odd_pair
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,11 @@ class L2L(UpdateRule):
     def mirrored(self, weights: Weights) -> Weights:
         """See `mirrored_cells`; the rule itself may answer to a zero gradient with a step."""
         return mirrored_cells(weights, self.hidden, FEATURES[self.preprocess])
+
+    def odd_part(self, weights: Weights) -> tuple[L2L, Weights]:
+        """A rule of twice as many units that is odd in the gradient: see `odd_pair`."""
+        wide = replace(self, hidden=2 * self.hidden)
+        return wide, odd_pair(weights, self.hidden, FEATURES[self.preprocess])
 
     def update(
         self, coords: Coordinates, state: State, signals: Tensor, weights: Weights
