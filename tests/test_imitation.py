@@ -201,14 +201,15 @@ def test_a_learned_teacher_is_read_from_beside_the_recipe_and_imitated(tmp_path)
 
 
 def test_the_odd_part_of_a_teacher_is_within_reach_of_a_rule_that_is_odd(tmp_path):
-    loaded, imitation = folder_of_weights(tmp_path, L2L(layers=1, hidden=3))
+    teacher = L2L(layers=1, hidden=3)
+    loaded, imitation = folder_of_weights(tmp_path, teacher)
     table = TABLE | {
         "imitation": imitation | {"odd": True},
         "rule": TABLE["rule"] | {"hidden": 6},
         "outer": TABLE["outer"] | {"odd": True},
     }
     trainer = MetaTrainer(parse_recipe(table))
-    trainer.start_from(loaded.rule.odd_part(dict(loaded.weights))[1])
+    trainer.start_from(teacher.odd_part(dict(loaded.weights))[1])
     trainer.learn_from(loaded)
     assert trainer.step()[0].estimate.stats["imitation"] < 1e-6
 
