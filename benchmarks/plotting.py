@@ -106,7 +106,8 @@ def loss_curves(results: Sequence[Mapping[str, Any]], path: Path, caption: str) 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    columns = min(3, len(results) + 1) if len(results) > 1 else 1
+    # With its legend, a row of four; more than three cases make rows of three.
+    columns = 1 if len(results) == 1 else len(results) + 1 if len(results) <= 3 else 3
     rows = -(-(len(results) + (len(results) > 1)) // columns)
     with pyplot.rc_context(STYLE):
         size = (3.3 * columns, 2.8 * rows + 0.2) if len(results) > 1 else (5.6, 3.8)

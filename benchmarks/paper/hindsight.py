@@ -20,7 +20,11 @@ from learned_optim.weights import LoadedRule
 
 
 def finals(
-    problem: Problem, rule: LoadedRule, rates: Mapping[str, Sequence[float]], name: str
+    problem: Problem,
+    rule: LoadedRule,
+    rates: Mapping[str, Sequence[float]],
+    name: str,
+    tail: int = 1,
 ) -> dict[str, Any]:
     """Final losses of the rule, `learned`, and of each baseline at its best rate on these runs.
 
@@ -29,19 +33,21 @@ def finals(
         rule: the learned one.
         rates: those tried, by baseline.
         name: for the progress bar.
+        tail: the final loss is the mean over so many last steps.
     """
     started = time.process_time()
-    entries = {"learned": summary(_final(problem, lambda: Learned(rule), name)[:, 0])}
+    entries = {"learned": summary(_final(problem, lambda: Learned(rule), name, tail)[:, 0])}
     for key, tried in rates.items():
-        losses = _final(problem, lambda key=key, tried=tried: Sweep({key: tried}), f"{name}, {key}")
+        sweep = {key: tried}
+        losses = _final(problem, lambda sweep=sweep: Sweep(sweep), f"{name}, {key}", tail)
         best = int(losses.mean(0).argmin())
         entries[key] = summary(losses[:, best]) | {"rate": tried[best]}
     return {"entries": entries, "cpu_seconds": round(time.process_time() - started, 1)}
 
 
-def _final(problem: Problem, make: Callable[[], Stepper], name: str) -> Tensor:
+def _final(problem: Problem, make: Callable[[], Stepper], name: str, tail: int) -> Tensor:
     """`(runs, K)`, infinite where a run diverged."""
-    losses = run(problem, make, progress=name).losses[..., -1]
+    losses = run(problem, make, progress=name).losses[..., -tail:].mean(-1)
     return losses.nan_to_num(torch.inf)
 
 

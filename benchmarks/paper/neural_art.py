@@ -109,7 +109,8 @@ def gallery(cases: Mapping[str, Any], rule: LoadedRule | None, path: Path) -> No
 
     with pyplot.rc_context({**STYLE, "axes.grid": False}):
         figure, grid = pyplot.subplots(len(cases), 4, figsize=(9, 2.4 * len(cases)), squeeze=False)
-        for line, (name, result) in zip(grid, cases.items(), strict=True):
+        for row, (name, result) in enumerate(cases.items()):
+            line = grid[row]
             case, rate = CASES[name], result["entries"]["adam"]["rate"]
             images = {
                 "photograph": square(photograph("golden_gate"), case.size),
@@ -121,7 +122,7 @@ def gallery(cases: Mapping[str, Any], rule: LoadedRule | None, path: Path) -> No
             for axes in line:
                 axes.axis("off")
             for axes, (title, image) in zip(line, images.items(), strict=False):
-                _hang(axes, image, title if line is grid[0] else "")
+                _hang(axes, image, title if row == 0 else "")
             line[0].text(
                 -0.08, 0.5, case.title, rotation=90, va="center", transform=line[0].transAxes
             )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.baselines import BASELINES
+from benchmarks.paper.starts import PAPER, RATES, distance
 from benchmarks.paper.sweep import ratio as size_ratio
 from benchmarks.paper.trajectories import label
 from benchmarks.readme_tables import markdown, number
@@ -129,6 +130,24 @@ def sweep(folder: Path) -> str:
     return markdown(header, rows)
 
 
+def starts(folder: Path) -> str:
+    """A row for each network, and one for the paper's figures of each depth."""
+    rows = []
+    networks = sorted(
+        _read(folder, "paper_starts").get("starts", {}).values(),
+        key=lambda network: (network["depth"], network["std"]),
+    )
+    for network in networks:
+        means = [number(network["entries"][key]["mean"]) for key in (*RATES, "learned")]
+        name = f"{network['depth']} x 20, {network['std']:g}"
+        rows.append([name, *means, f"{distance(network):.2f}"])
+    for depth, paper in PAPER.items():
+        figures = [number(paper[key]) for key in (*RATES, "learned")]
+        rows.append([f"{depth} x 20, the paper", *figures, "-"])
+    header = ["layers x units, std", "Adam", "RMSprop", "NAG", "SGD", "learned", "baselines off by"]
+    return markdown(header, rows)
+
+
 def ablations(folder: Path) -> str:
     """A row for each variant."""
     content = _read(folder, "paper_ablations")
@@ -173,6 +192,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "gates": gates,
     "failures": failures,
     "sweep": sweep,
+    "starts": starts,
     "ablations": ablations,
     "attempts": attempts,
     "seconds": seconds,

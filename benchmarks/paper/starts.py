@@ -30,6 +30,7 @@ from learned_optim.weights import LoadedRule, load_bundled
 
 STDS, DEPTHS = (0.01, 0.03, 0.05, 0.1), (1, 2)
 RUNS, STEPS, BLOCK = 20, 100, 4
+TAIL = 5  # steps that the final loss is the mean of, as all see the same few minibatches
 RATES = {
     "adam": tuple(10 ** (-2.25 + k / 4) for k in range(6)),
     "rmsprop": tuple(10 ** (-2.5 + k / 4) for k in range(6)),
@@ -47,7 +48,7 @@ def examine(std: float, depth: int, rule: LoadedRule) -> dict[str, Any]:
     """One network: final losses of the rule and of each baseline at its best rate."""
     task = MnistMLP(layers=depth, init_std=std).sample(torch.Generator())
     problem = Problem(task, RUNS, STEPS, "starts", BLOCK)
-    found = finals(problem, rule, RATES, f"{depth} x 20, {std:g}")
+    found = finals(problem, rule, RATES, f"{depth} x 20, {std:g}", TAIL)
     return {"std": std, "depth": depth, **found}
 
 
@@ -57,7 +58,7 @@ def measure(path: Path) -> None:
     networks = {
         f"{depth}, {std:g}": partial(examine, std, depth, rule) for std in STDS for depth in DEPTHS
     }
-    complete(path, "networks", rule, networks)
+    complete(path, "starts", rule, networks)
 
 
 def distance(network: Mapping[str, Any]) -> float:
@@ -69,7 +70,7 @@ def distance(network: Mapping[str, Any]) -> float:
 def show(content: Mapping[str, Any]) -> None:
     """Print a line for each network."""
     print(f"{'layers, std':>12}" + "".join(f"{key:>10}" for key in (*RATES, "learned")) + "   off")
-    for network in content["networks"].values():
+    for network in content["starts"].values():
         cells = [report.number(network["entries"][key]["mean"]) for key in (*RATES, "learned")]
         row = "".join(f"{cell:>10}" for cell in cells)
         print(f"{network['depth']:>5}, {network['std']:<5g}{row}{distance(network):6.2f}")
@@ -85,7 +86,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
     with pyplot.rc_context(STYLE):
         figure, panels = pyplot.subplots(1, len(DEPTHS), figsize=(8.0, 3.4))
         for axes, depth in zip(panels, DEPTHS, strict=True):
-            networks = [each for each in content["networks"].values() if each["depth"] == depth]
+            networks = [each for each in content["starts"].values() if each["depth"] == depth]
             for key in (*RATES, "learned"):
                 means = [each["entries"][key]["mean"] for each in networks]
                 name = "L2L, learned" if key == "learned" else report.label(key)
@@ -98,7 +99,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
             axes.minorticks_off()
             axes.set_title(f"{depth} hidden layer{'s' if depth > 1 else ''} (dashed: the paper)")
             axes.set_xlabel("standard deviation of the start")
-        panels[0].set_ylabel(f"loss at step {STEPS}")
+        panels[0].set_ylabel(f"loss, steps {STEPS - TAIL + 1} to {STEPS}")
         panels[0].legend(fontsize=8)
         figure.tight_layout()
         path.parent.mkdir(parents=True, exist_ok=True)
