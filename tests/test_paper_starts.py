@@ -22,8 +22,8 @@ def test_each_network_is_measured_once_and_drawn(monkeypatch, tmp_path, capsys):
     path = tmp_path / "paper_starts.json"
     starts.measure(path)
     content = json.loads(path.read_text())
-    assert list(content["networks"]) == ["1, 0.01", "2, 0.01", "1, 0.1", "2, 0.1"]
-    for network in content["networks"].values():
+    assert list(content["starts"]) == ["1, 0.01", "2, 0.01", "1, 0.1", "2, 0.1"]
+    for network in content["starts"].values():
         assert network["entries"]["sgd"]["rate"] in starts.RATES["sgd"]
     monkeypatch.setattr(starts, "examine", lambda *_: pytest.fail("measured again"))
     starts.measure(path)
