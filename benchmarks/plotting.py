@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +49,11 @@ def colour(entry: str) -> str:
 def _draw(axes: Axes, result: Mapping[str, Any]) -> None:
     """One case: baselines thin, the best baseline and the learned rule strong and banded."""
     best = result["metrics"]["final"]["best_baseline"]
+    ours = [entry for entry in result["entries"] if entry not in BASELINES]
+    first = "learned" if "learned" in ours else next(iter(ours), "")
     for entry, facts in result["entries"].items():
         learned = entry not in BASELINES
-        strong = entry in ("learned", best)
+        strong = entry in (first, best)
         steps = range(len(facts["curve"]["median"]))
         axes.plot(
             steps,
@@ -58,7 +61,7 @@ def _draw(axes: Axes, result: Mapping[str, Any]) -> None:
             color=colour(entry),
             linewidth=2.2 if strong else 1.1,
             linestyle=":" if learned and not strong else "-",
-            zorder=4 if entry == "learned" else 3 if strong else 2,
+            zorder=4 if entry == first else 3 if strong else 2,
             label=label(entry) if entry != "learned" else "L2L, learned",
         )
         if strong:
@@ -83,6 +86,14 @@ def _limits(axes: Axes, result: Mapping[str, Any]) -> None:
     axes.set_ylim(max(low, 1e-8) * 0.8, start * 1.6)
 
 
+def log_axes(axes: Axes, ticks: Sequence[float]) -> None:
+    """Both logarithmic, with these numbers along the first."""
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.xaxis.minorticks_off()
+
+
 def _readable_ticks(axes: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -91,6 +102,25 @@ def _readable_ticks(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=subs))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+@contextlib.contextmanager
+def panels(path: Path, columns: int, size: tuple[float, float]) -> Iterator[list[Axes]]:
+    """A row of logarithmic axes to draw on, written as a PNG in the end."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context(STYLE):
+        figure, grid = pyplot.subplots(1, columns, figsize=size, squeeze=False)
+        yield list(grid[0])
+        for axes in grid[0]:
+            _readable_ticks(axes)
+        figure.tight_layout()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Software": None})
+        pyplot.close(figure)
 
 
 def loss_curves(results: Sequence[Mapping[str, Any]], path: Path, caption: str) -> None:

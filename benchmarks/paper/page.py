@@ -44,6 +44,8 @@ GATES: dict[str, tuple[float | None, float | None]] = {
     "new_style": (None, 1.0),
     "large": (None, 1.0),
 }
+# Of learned rules beside the one that was trained for the experiment.
+KINDS = {"learned-sub": ", LSTM-sub", "learned-mnist": ", rule of MNIST"}
 _FILES = ("paper_quadratic", "paper_mnist", "paper_cifar", "paper_neural_art")
 
 
@@ -70,12 +72,11 @@ def gates(folder: Path) -> str:
     for file in _FILES:
         cases |= _read(folder, file).get("cases", {})
     for name, asked in GATES.items():
-        if name not in cases or "learned" not in cases[name]["entries"]:
+        entries = cases.get(name, {}).get("entries", {})
+        found = [entry for entry in ("learned", *KINDS) if entry in entries]
+        if not found:
             rows.append([name.replace("_", " "), *["-"] * 3, _asked(asked), "-", "not run"])
-            continue
-        for entry in sorted(cases[name]["entries"]):
-            if entry == "learned" or (entry.startswith("learned") and "sub" in entry):
-                rows.append(_gate_row(name, cases[name], entry))
+        rows += [_gate_row(name, cases[name], entry) for entry in found]
     return markdown(header, rows)
 
 
@@ -97,7 +98,7 @@ def _gate_row(name: str, case: dict[str, Any], entry: str) -> list[str]:
     elif name == "quadratic":
         paper = "ratio 0.77"
     return [
-        f"{case['title']}, {case['steps']} steps" + (", LSTM-sub" if "sub" in entry else ""),
+        f"{case['title']}, {case['steps']} steps" + KINDS.get(entry, ""),
         number(learned["mean"]),
         f"{number(final['entries'][best]['mean'])} ({BASELINES[best].label})",
         number(learned["ratio"]["mean"]),

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.paper import report
 from benchmarks.paper.hindsight import complete, finals
-from benchmarks.plotting import STYLE, colour
+from benchmarks.plotting import colour, log_axes, panels
 from benchmarks.runs import Problem
 from learned_optim.tasks import MnistMLP
 from learned_optim.weights import LoadedRule, load_bundled
@@ -78,33 +78,20 @@ def show(content: Mapping[str, Any]) -> None:
 
 def draw(content: Mapping[str, Any], path: Path) -> None:
     """Final loss against the start's width, a panel for each depth; the paper's as dashed lines."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context(STYLE):
-        figure, panels = pyplot.subplots(1, len(DEPTHS), figsize=(8.0, 3.4))
-        for axes, depth in zip(panels, DEPTHS, strict=True):
+    with panels(path, len(DEPTHS), (8.0, 3.4)) as row:
+        for axes, depth in zip(row, DEPTHS, strict=True):
             networks = [each for each in content["starts"].values() if each["depth"] == depth]
+            stds = [each["std"] for each in networks]
             for key in (*RATES, "learned"):
                 means = [each["entries"][key]["mean"] for each in networks]
                 name = "L2L, learned" if key == "learned" else report.label(key)
-                stds = [each["std"] for each in networks]
                 axes.plot(stds, means, "o-", color=colour(key), markersize=4, label=name)
                 axes.axhline(PAPER[depth][key], color=colour(key), linewidth=0.9, linestyle="--")
-            axes.set_xscale("log")
-            axes.set_yscale("log")
-            axes.set_xticks(STDS, [f"{std:g}" for std in STDS])
-            axes.minorticks_off()
             axes.set_title(f"{depth} hidden layer{'s' if depth > 1 else ''} (dashed: the paper)")
             axes.set_xlabel("standard deviation of the start")
-        panels[0].set_ylabel(f"loss, steps {STEPS - TAIL + 1} to {STEPS}")
-        panels[0].legend(fontsize=8)
-        figure.tight_layout()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Software": None})
-        pyplot.close(figure)
+            log_axes(axes, STDS)
+        row[0].set_ylabel(f"loss, steps {STEPS - TAIL + 1} to {STEPS}")
+        row[-1].legend(fontsize=8, loc="lower left")
 
 
 def main() -> None:

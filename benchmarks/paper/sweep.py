@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.paper import report
 from benchmarks.paper.hindsight import complete, finals
-from benchmarks.plotting import STYLE, colour
+from benchmarks.plotting import colour, log_axes, panels
 from benchmarks.runs import Problem
 from learned_optim.tasks import MnistMLP
 from learned_optim.weights import LoadedRule, load_bundled
@@ -71,36 +71,26 @@ def show(content: Mapping[str, Any]) -> None:
 
 def draw(content: Mapping[str, Any], path: Path) -> None:
     """Final loss against width, a panel for each depth, with 95 % intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context(STYLE):
-        figure, panels = pyplot.subplots(1, len(DEPTHS), sharey=True, figsize=(9.0, 3.2))
-        for axes, depth in zip(panels, DEPTHS, strict=True):
+    with panels(path, len(DEPTHS), (9.0, 3.2)) as row:
+        for axes, depth in zip(row, DEPTHS, strict=True):
             sizes = [size for size in content["sizes"].values() if size["depth"] == depth]
+            widths = [size["width"] for size in sizes]
             for key in (*RATES, "learned"):
                 facts = [size["entries"][key] for size in sizes]
                 middle = [fact["mean"] for fact in facts]
-                ends = list(zip(*(fact["interval_95"] for fact in facts), strict=True))
-                widths = [size["width"] for size in sizes]
+                low, high = zip(*(fact["interval_95"] for fact in facts), strict=True)
                 name = "L2L, learned" if key == "learned" else report.label(key)
                 axes.plot(widths, middle, "o-", color=colour(key), markersize=4, label=name)
-                axes.fill_between(widths, *ends, color=colour(key), alpha=0.15, linewidth=0)
+                axes.fill_between(widths, low, high, color=colour(key), alpha=0.15, linewidth=0)
             axes.axvline(20, color="grey", linewidth=0.8, linestyle=":")
-            axes.set_xscale("log")
-            axes.set_yscale("log")
-            axes.set_xticks(WIDTHS, [str(width) for width in WIDTHS])
-            axes.minorticks_off()
             axes.set_title(f"{depth} hidden layer{'s' if depth > 1 else ''}")
             axes.set_xlabel("units a layer")
-        panels[0].set_ylabel(f"loss at step {STEPS}")
-        panels[0].legend(fontsize=8)
-        figure.tight_layout()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Software": None})
-        pyplot.close(figure)
+            log_axes(axes, WIDTHS)
+        limits = [axes.get_ylim() for axes in row]
+        for axes in row:
+            axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+        row[0].set_ylabel(f"loss at step {STEPS}")
+        row[0].legend(fontsize=8)
 
 
 def main() -> None:
