@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -59,6 +60,10 @@ def paper_ratio(case: Mapping[str, Any], stated: float | None) -> float | None:
     return shown["learned"] / min(baselines)
 
 
+# Of learned rules beside the one that was trained for the experiment.
+KINDS = {"learned-sub": ", LSTM-sub", "learned-mnist": ", rule of MNIST"}
+
+
 def comparison_rows(content: Mapping[str, Any]) -> Iterator[list[str]]:
     """A row for each case and each loss that a learned rule was measured on."""
     titles = {
@@ -69,19 +74,21 @@ def comparison_rows(content: Mapping[str, Any]) -> Iterator[list[str]]:
     for case in content["cases"].values():
         for metric, suffix in titles.items():
             ranked = case["metrics"].get(metric)
-            if ranked is None or "learned" not in ranked["entries"]:
+            entries = {} if ranked is None else ranked["entries"]
+            key = next((key for key in ("learned", *KINDS) if key in entries), None)
+            if ranked is None or key is None:
                 continue
-            learned = ranked["entries"]["learned"]
+            learned = entries[key]
             best = ranked["best_baseline"]
             low, high = (number(value) for value in learned["ratio"]["interval_95"])
             others = [
                 number(values["ratio"]["mean"])
-                for entry, values in sorted(ranked["entries"].items())
-                if entry.startswith("learned-")
+                for entry, values in sorted(entries.items())
+                if re.fullmatch(r"learned-\d+", entry)
             ]
             paper = paper_ratio(case, content.get("paper_ratio")) if metric == "final" else None
             yield [
-                f"{case['title']}, {case['steps']} steps{suffix}",
+                f"{case['title']}, {case['steps']} steps{suffix}{KINDS.get(key, '')}",
                 number(learned["mean"]),
                 f"{number(ranked['entries'][best]['mean'])} ({BASELINES[best].label})",
                 f"{number(learned['ratio']['mean'])} ({low} to {high})",

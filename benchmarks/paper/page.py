@@ -22,7 +22,7 @@ from benchmarks.baselines import BASELINES
 from benchmarks.paper.starts import PAPER, RATES, distance
 from benchmarks.paper.sweep import ratio as size_ratio
 from benchmarks.paper.trajectories import label
-from benchmarks.readme_tables import markdown, number
+from benchmarks.readme_tables import KINDS, markdown, number
 from benchmarks.results import RESULTS
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "paper.md"
@@ -44,8 +44,6 @@ GATES: dict[str, tuple[float | None, float | None]] = {
     "new_style": (None, 1.0),
     "large": (None, 1.0),
 }
-# Of learned rules beside the one that was trained for the experiment.
-KINDS = {"learned-sub": ", LSTM-sub", "learned-mnist": ", rule of MNIST"}
 _FILES = ("paper_quadratic", "paper_mnist", "paper_cifar", "paper_neural_art")
 
 
