@@ -12,11 +12,19 @@ from torch import Tensor, nn
 
 from learned_optim import LoadedRule
 from learned_optim.matrices import COEFFICIENTS, ITERATIONS, as_matrix
-from learned_optim.meta_training.unroll import Layout, apply_rule, initial_state, make_clock
+from learned_optim.meta_training.baseline import loss_curve
+from learned_optim.meta_training.unroll import (
+    Layout,
+    Runs,
+    apply_rule,
+    initial_state,
+    make_clock,
+)
 from learned_optim.rules import Clock, Coordinates, Default, hand
 from learned_optim.rules.default import CLIP, FACTS, LARGEST
 from learned_optim.rules.feedback import FASTEST, SLOWEST
 from learned_optim.rules.hand import HAND, HAND_SCALE
+from learned_optim.tasks import Quadratic
 from learned_optim.weights import in_memory
 
 SHAPES = ((6, 4), (5,), (3, 2, 2, 2), (), (1,), (1, 7), (4, 9))
@@ -62,8 +70,10 @@ class Heard:
     pace: float = 0.0
     agreement: float = 0.0
 
-    def hear(self, grad: Tensor, m: Tensor, step: int, total_steps: int | None) -> None:
-        """The gradient of step number `step` and the momentum before it."""
+    def hear(
+        self, grad: Tensor, m: Tensor, v_hat: Tensor, step: int, total_steps: int | None
+    ) -> None:
+        """The gradient of step number `step`, the momentum before it, the mean square with it."""
         if not grad.any() or not m.any():
             return
         cosine = torch.cosine_similarity(grad.flatten(), m.flatten(), dim=0).item()
@@ -73,8 +83,9 @@ class Heard:
         beyond = math.copysign(max(abs(off) - band, 0.0), off)
         rate = math.exp(HAND["log_rate"][0 if grad.dim() > 1 else 1]) * min(1.0, step / 100)
         rate *= 1.0 if total_steps is None else max(0.0, 1 - step / total_steps)
-        rate *= math.exp(HAND["log_rise"][0]) if beyond > 0 else 1.0
-        self.pace = min(max(self.pace + rate * beyond, SLOWEST), FASTEST)
+        away = cosine < -0.5 and grad.square().mean() > 9 * v_hat.mean()
+        moved = -HAND["brake"][0] if away else rate * beyond
+        self.pace = min(max(self.pace + moved, SLOWEST), FASTEST)
 
 
 def straightened(step: Tensor) -> Tensor:
@@ -114,9 +125,10 @@ def hand_steps(param: Tensor, grads: list[Tensor], total_steps: int | None) -> T
     m, v = torch.zeros_like(param), torch.zeros_like(param)
     heard = Heard()
     for k, grad in enumerate(grads, start=1):
-        heard.hear(grad, m, k, total_steps)
-        m, v = beta1 * m + (1 - beta1) * grad, beta2 * v + (1 - beta2) * grad**2
+        v = beta2 * v + (1 - beta2) * grad**2
         v_hat = v / (1 - beta2**k)
+        heard.hear(grad, m, v_hat, k, total_steps)
+        m = beta1 * m + (1 - beta1) * grad
         direction = m / (1 - beta1**k) / (v_hat + 1e-12 * v_hat.mean()).sqrt()
         length = hand_length(param, k, total_steps) * math.exp(heard.pace)
         step = -length * direction.clamp(-4, 4)
@@ -161,10 +173,39 @@ def test_the_pace_rises_while_gradients_agree_and_falls_while_they_turn(
     beta1 = sigmoid(HAND["logit_beta1"][0])
     for k in range(150):
         grad = torch.full((4, 3), -1.0 if turning and k % 2 else 1.0)
-        expected.hear(grad, m, k + 1, None)
+        expected.hear(grad, m, torch.ones(4, 3), k + 1, None)
         m = beta1 * m + (1 - beta1) * grad
         assert paces[k] == pytest.approx(expected.pace, abs=1e-5)
     assert paces[-1] == bound
+
+
+@pytest.mark.parametrize(("size", "brakes"), [(-4.0, True), (4.0, False), (-2.0, False)])
+def test_a_gradient_that_is_large_and_turns_back_halves_the_pace_at_once(size, brakes):
+    """After thirty like gradients, one of another size and direction; then the pace by the rule."""
+    param = nn.Parameter(torch.ones(4, 3))
+    optimizer = make([param], loaded(RULE))
+    expected, m, v = Heard(), torch.zeros(4, 3), torch.zeros(4, 3)
+    beta1, beta2 = (sigmoid(HAND[key][0]) for key in ("logit_beta1", "logit_beta2"))
+    for k in range(1, 32):
+        param.grad = torch.full((4, 3), 1.0 if k < 31 else size)
+        v = beta2 * v + (1 - beta2) * param.grad**2
+        before = expected.pace
+        expected.hear(param.grad, m, v / (1 - beta2**k), k, None)
+        m = beta1 * m + (1 - beta1) * param.grad
+        optimizer.step()
+        pace = optimizer.state[param]["gauge"][1].item()
+        assert pace == pytest.approx(expected.pace, abs=1e-5)
+    assert (pace < before - 0.9) == brakes
+
+
+def test_no_noiseless_quadratic_runs_away():
+    """Feedback alone let one in ten rise to ten times its start, and more, on the way."""
+    task = Quadratic().sample(torch.Generator())
+    rule = Default()
+    weights = rule.init_weights(torch.Generator().manual_seed(0))
+    losses = loss_curve(rule, weights, Runs(task, list(range(256))), 300, None)
+    assert bool((losses < 10 * losses[0]).all())
+    assert float((losses[-1] / losses[0]).median()) < 0.01
 
 
 def test_gradients_of_zero_leave_the_pace_as_it_is():

@@ -178,7 +178,7 @@ class Default(UpdateRule):
             h, new_state["controller"] = CELLS["lstm"].function(tells, state["controller"], cell)
             advice = affine(weights["tensor.head.w"], h, weights["tensor.head.b"])
         louder, more_blend, more_aim, say0, say1 = advice.unbind(-2)
-        heard = feedback(before, means, AIM * more_aim.tanh(), known, clock, weights)
+        heard = feedback(before, means, mean_v, AIM * more_aim.tanh(), known, clock, weights)
         new_state["gauge"] = torch.stack(torch.broadcast_tensors(origin, *heard), dim=-2)
         length = hand_length(known, hand_schedule(clock, weights), weights) * scale
         # One over a root, and that squared, where one over mean_v or its power -1.5 in the

@@ -1,15 +1,15 @@
 """The pace of a tensor under the rule `default`: a factor on its steps, set by its gradients.
 
-The pace rises while gradients go on to point along the momentum, and falls, twice as fast, once
-they turn against it. The first says that the steps are short, the second that they go too far: in
-units of both norms, the agreement is minus the derivative of the loss with respect to the length of
-the last step (Almeida et al., "Parameter adaptation in stochastic optimization", 1998; Baydin et
-al., "Online learning rate adaptation with hypergradient descent", ICLR 2018, which add to the rate
-what is here added to its logarithm). Followed to the letter that is greedy, and amid noise it
-anneals too early (Wu et al., "Understanding short-horizon bias", ICLR 2018). Hence an aim below
-zero with a band around it, in which the schedule has the last word; and the pace changes slowly at
-first, when all gradients agree, and towards the end of a known horizon, when a change no longer
-pays.
+The pace rises while gradients go on to point along the momentum, and falls once they turn against
+it. The first says that the steps are short, the second that they go too far: in units of both
+norms, the agreement is minus the derivative of the loss with respect to the length of the last step
+(Almeida et al., "Parameter adaptation in stochastic optimization", 1998; Baydin et al., "Online
+learning rate adaptation with hypergradient descent", ICLR 2018, which add to the rate what is here
+added to its logarithm). Followed to the letter that is greedy, and amid noise it anneals too early
+(Wu et al., "Understanding short-horizon bias", ICLR 2018). Hence an aim below zero with a band
+around it, in which the schedule has the last word; and the pace changes slowly at first, when all
+gradients agree, and towards the end of a known horizon, when a change no longer pays. Slow as that
+is, a pace that has risen too far is noticed late: so there is a brake that takes effect at once.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from learned_optim.rules.ranges import tiny
 SLOWEST, FASTEST = -4.0, 2.5
 SMOOTH = 10.0  # steps that the agreement is averaged over
 SETTLED = 100.0  # steps until the pace changes at its full rate
+# Steps run away where a gradient points against the momentum, the cosine below this, and its mean
+# square is so many times the running mean.
+AGAINST, LARGE = -0.5, 9.0
 
 
 class Feedback(NamedTuple):
@@ -53,9 +56,18 @@ def agreement(means: Mapping[str, Tensor]) -> Tensor:
     return means["gm"] / ((means["g2"] + least).sqrt() * (means["m2"] + least).sqrt())
 
 
+def runs_away(means: Mapping[str, Tensor], mean_v: Tensor) -> Tensor:
+    """Whether steps are so long that the loss grows; see `AGAINST`.
+
+    Amid noise either is common in a small tensor, but not both at once.
+    """
+    return (agreement(means) < AGAINST) & (means["g2"] > LARGE * mean_v)
+
+
 def feedback(
     before: Feedback,
     means: Mapping[str, Tensor],
+    mean_v: Tensor,
     more_aim: Tensor,
     facts: dict[str, Tensor],
     clock: Clock,
@@ -66,6 +78,7 @@ def feedback(
     Args:
         before: the same of the step before.
         means: see `agreement`.
+        mean_v: running mean of the gradients' squares, over the coordinates.
         more_aim: added to the constant `aim`.
         facts: of the tensors.
         clock: the time.
@@ -79,8 +92,7 @@ def feedback(
     off, band = mean - aim - more_aim, constant(weights, "log_band").exp()
     beyond = off - torch.minimum(torch.maximum(off, -band), band)
     rate = by_kind(constant(weights, "log_rate"), facts).exp() * settled
-    rise = constant(weights, "log_rise").exp()
-    moved = rate * torch.where(beyond > 0, rise * beyond, beyond)
+    moved = torch.where(runs_away(means, mean_v), -constant(weights, "brake"), rate * beyond)
     pace = (before.pace + moved).clamp(SLOWEST, FASTEST)
     # A gradient or a momentum of zero says nothing.
     speaks = (means["g2"] > 0) & (means["m2"] > 0)

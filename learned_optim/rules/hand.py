@@ -28,10 +28,8 @@ HAND: dict[str, tuple[float, ...]] = {
     "power": (0.5, 0.75),
     "blend": (2.0,),  # logit of the share of the orthogonalised direction
     "log_gain": (math.log(1.1),),  # length of the orthogonalised step over that of the other
-    "log_rate": (math.log(0.06), math.log(0.06)),  # of falling; of matrices, of all others
-    # Rising, as a share of that: the mean agreement lags, and until it turns the pace goes on
-    # rising. Too slow costs a little, too fast can cost the run.
-    "log_rise": (math.log(0.5),),
+    "log_rate": (math.log(0.06), math.log(0.06)),  # of the feedback; of matrices, of all others
+    "brake": (1.0,),  # taken off the log of the pace in a step when steps run away
     # The agreement of gradient and momentum that keeps the pace, in tenths, horizon unknown and
     # known; and how far off it may be before the pace changes.
     "aim": (-0.5, -0.5),

@@ -21,7 +21,7 @@ struct Hand {
   float power[2];  // of the fall, and of the one at the end
   float blend, log_gain;
   float log_rate[2];  // of matrices, of all others
-  float log_rise;
+  float brake;
   float aim[2];  // in tenths; horizon unknown and known
   float log_band;
 };
@@ -30,6 +30,7 @@ constexpr float HAND_SCALE = 5.0f;
 constexpr float LONG = 1000.0f, LONG_POWER = 0.5f;
 constexpr float RISING = 0.1f, SHORT = 300.0f, SHORTEST = 5.0f;
 constexpr float SLOWEST = -4.0f, FASTEST = 2.5f, SMOOTH = 10.0f, SETTLED = 100.0f;
+constexpr float AGAINST = -0.5f, LARGE = 9.0f;
 
 // Floats of the controller in the caller's flat weights, behind those of the hand rule.
 inline long controller_weights(int units) {
@@ -187,16 +188,17 @@ INLINE Scales read_scales(const Hand& hand, const Means& means, const Facts& fac
 
 // Pace and mean agreement, rows of TV, from those of the step before; returns the pace.
 INLINE vf feed_back(const Hand& hand, const Means& means, const Facts& facts, const Time& time,
-                    vf more_aim, float* pace, float* agreed) {
+                    vf mean_v, vf more_aim, float* pace, float* agreed) {
   const vf zero = {}, one = set1(1.0f), band = set1(expf(hand.log_band));
-  vf before = load(pace), mean = load(agreed);
-  mean += (agreement(means) - mean) * (1 / SMOOTH);
+  vf before = load(pace), mean = load(agreed), cosine = agreement(means);
+  mean += (cosine - mean) * (1 / SMOOTH);
   vf settled = vmin(time.step * (1 / SETTLED), one);
   if (time.known) settled *= vmax(one - time.step / time.total, zero);
   vf off = mean - 0.1f * hand.aim[time.known ? 1 : 0] - AIM * tanh(more_aim);
   vf beyond = off - vmin(vmax(off, -band), band);
-  beyond = beyond > zero ? expf(hand.log_rise) * beyond : beyond;
-  vf moved = before + vexp(by_kind(facts, hand.log_rate)) * settled * beyond;
+  const auto away = (cosine < set1(AGAINST)) & (means.g2 > LARGE * mean_v);
+  vf change = vexp(by_kind(facts, hand.log_rate)) * settled * beyond;
+  vf moved = before + (away ? set1(-hand.brake) : change);
   moved = clamp(moved, SLOWEST, FASTEST);
   // A gradient or a momentum of zero says nothing.
   const auto speaks = (means.g2 > zero) & (means.m2 > zero);
@@ -210,7 +212,7 @@ INLINE void write_signals(const Hand& hand, const Means& means, const Facts& fac
                           const Time& time, const Scales& s, const float* advice, float* gauge,
                           float* to) {
   vf schedule = hand_schedule(hand, time);
-  vf paced = feed_back(hand, means, facts, time, load(advice + 2 * TV), gauge + TV, gauge + 2 * TV);
+  vf paced = feed_back(hand, means, facts, time, s.mean_v, load(advice + 2 * TV), gauge + TV, gauge + 2 * TV);
   vf length = vexp(by_kind(facts, hand.log_step)) * schedule * s.scale;
   vf per_root = reciprocal_root(vmax(set1(TINY), s.mean_v));
   vf louder = load(advice), more_blend = load(advice + TV);
