@@ -98,15 +98,18 @@ def run(
     shape: tuple[int, ...] = SHAPE,
     drift: float = 0.0,
     sign: int = 1,
+    jolt: float = 1.0,
 ) -> tuple[list[Tensor], State]:
     """A few steps; the state is then away from zero. With a drift, the gradients agree.
 
-    With a sign of -1 the same from the other side: parameters and gradients negated.
+    The last gradient but one is multiplied by the jolt. With a sign of -1 the same from the other
+    side: parameters and gradients negated.
     """
     param = sign * size * draw((N,), seed + 100)
     state, moved = rule.init_state(param), []
     for k in range(1, steps + 1):
-        coords = Coordinates(sign * (drift + draw((N,), seed + k)), param)
+        grad = sign * (drift + draw((N,), seed + k))
+        coords = Coordinates(jolt * grad if k == steps - 1 else grad, param)
         step, state = whole_step(
             rule, coords, state, torch.tensor([float(k)], dtype=torch.float64), weights, shape
         )
@@ -315,14 +318,16 @@ def test_the_step_is_differentiable_in_every_weight(rule: UpdateRule):
     keys = list(weights)
 
     def f(*values: Tensor) -> Tensor:
-        # Small parameters, convolutions and gradients that agree: some weights matter only there.
+        # Small parameters, convolutions, gradients that agree and one that turns back: some weights
+        # matter only there.
         given = dict(zip(keys, values, strict=True))
         cases = [(1.0, SHAPE, 0.0), (1e-3, SHAPE, 0.0), (1.0, CONVOLUTION, 3.0)]
         runs = (
             run(rule, given, steps=6, size=size, shape=shape, drift=drift)[0]
             for size, shape, drift in cases
         )
-        return torch.stack([torch.stack(moved).square().sum() for moved in runs]).sum()
+        turned = run(rule, given, steps=16, drift=3.0, jolt=-8.0)[0]
+        return torch.stack([torch.stack(m).square().sum() for m in (*runs, turned)]).sum()
 
     inputs = [w.requires_grad_() for w in weights.values()]
     gradients = torch.autograd.grad(f(*inputs), inputs)
