@@ -42,6 +42,7 @@ docs: $(VENV)/.docs
 results: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.paper.quadratic
 	$(BIN)/python -m benchmarks.paper.mnist --variants
+	$(BIN)/python -m benchmarks.paper.starts
 	$(BIN)/python -m benchmarks.paper.trajectories
 	$(BIN)/python -m benchmarks.paper.anatomy
 	$(BIN)/python -m benchmarks.paper.failures
