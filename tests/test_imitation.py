@@ -243,7 +243,7 @@ steps = 5
 def test_a_teacher_that_cannot_be_is_refused(tmp_path):
     loaded, imitation = folder_of_weights(tmp_path, LearnableSGD())
     trainer = MetaTrainer(parse_recipe(TABLE | {"imitation": imitation | {"odd": True}}))
-    with pytest.raises(RecipeError, match="for a teacher of rule l2l, not learnable_sgd"):
+    with pytest.raises(ValueError, match="for a teacher of rule l2l, not learnable_sgd"):
         trainer.learn_from(loaded)
     with pytest.raises(RecipeError, match="learned = 'teacher': call learn_from first"):
         trainer.step()

@@ -32,12 +32,19 @@ from learned_optim.meta_training.unroll import (
     initial_state,
     make_clock,
 )
-from learned_optim.rules import Adam, Coordinates, State, UpdateRule, Weights
+from learned_optim.rules import L2L, Adam, Coordinates, State, UpdateRule, Weights
 
 # Rules that are good as they are drawn; `default` then is its hand rule.
 TEACHERS = ("adam", "default", "learnable_sgd")
 # A gap counts at most this much: a diverging pupil is the meta-loss's business.
 CAP = 100.0
+
+
+class Teacher(NamedTuple):
+    """A rule to imitate, with its weights."""
+
+    rule: UpdateRule
+    weights: Weights
 
 
 @dataclass(frozen=True)
@@ -71,12 +78,17 @@ class Imitation:
         """The factor at an outer step, from 0."""
         return self.weight * max(0.0, 1 - outer_step / self.steps)
 
+    def teacher_of(self, rule: UpdateRule, weights: Weights) -> Teacher:
+        """The learned teacher, or its odd part where that is asked.
 
-class Teacher(NamedTuple):
-    """A rule to imitate, with its weights."""
-
-    rule: UpdateRule
-    weights: Weights
+        Raises:
+            ValueError: the odd part is wanted of a rule that is no `l2l`.
+        """
+        if not self.odd:
+            return Teacher(rule, weights)
+        if type(rule) is not L2L:
+            raise ValueError(f"imitation.odd is for a teacher of rule l2l, not {rule.name}")
+        return Teacher(*rule.odd_part(weights))
 
 
 def as_drawn(rule: UpdateRule) -> Teacher:

@@ -1,4 +1,8 @@
-"""The outer loop: meta-gradients in, better meta-parameters out, killable at any moment."""
+"""The outer loop: meta-gradients in, better meta-parameters out, killable at any moment.
+
+Here is the state of a run and its single step. `loop` repeats that step with logs and checkpoints,
+`start` and `imitation` say what it may begin from and learn from, `constraint` where it stays.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,11 @@ from learned_optim.meta_training.estimators import Estimate
 from learned_optim.meta_training.imitation import Teacher, as_drawn
 from learned_optim.meta_training.recipe import Outer, Recipe, RecipeError, TaskEntry
 from learned_optim.meta_training.seeding import generator
+from learned_optim.meta_training.start import fitted
 from learned_optim.meta_training.truncation import Worker, moved
 from learned_optim.meta_training.validation import Result, Validator
 from learned_optim.meta_training.yardstick import Yardstick
-from learned_optim.rules import L2L, PARTS, ByLayer, Weights
+from learned_optim.rules import Weights
 from learned_optim.weights import LoadedRule
 
 
@@ -109,58 +114,25 @@ class MetaTrainer:
     def start_from(self, weights: Weights) -> None:
         """Begin at these meta-parameters instead of those drawn.
 
-        A `ByLayer` may also begin with both parts at the weights of one `L2L`, and any rule with
-        those of one that lacks some of its meta-parameters, which stay as drawn: so `default` is
-        trained without its coordinate level first.
-
-        Raises:
-            RecipeError: if one is not this rule's, or is of another shape.
+        Those that a rule which lacks a level does not have stay as drawn: so `default` is trained
+        without its coordinate level first. See `start.fitted`, which says what is refused.
         """
-        if (
-            isinstance(self.rule, ByLayer)
-            and weights.keys() == self.rule.part.weight_shapes().keys()
-        ):
-            weights = self.rule.joined(dict.fromkeys(PARTS, weights))
-        shapes = {key: tuple(value.shape) for key, value in weights.items()}
-        known = self.rule.weight_shapes()
-        for key, shape in shapes.items():
-            if known.get(key) != shape:
-                raise RecipeError(
-                    f"the weights to start from belong to another rule: {key!r} has shape {shape}, "
-                    f"and this rule's has {known.get(key, 'no such weight')}"
-                )
         with torch.no_grad():
-            for key, value in weights.items():
+            for key, value in fitted(self.rule, weights, self.allowed).items():
                 self.weights[key].copy_(value)
-        self._check_allowed()
         self.averaged, self.best_weights = self.snapshot(), self.snapshot()
 
     def learn_from(self, loaded: LoadedRule) -> None:
         """Imitate this rule, the recipe's `imitation.learned`, or its odd part if that is asked.
 
         Raises:
-            RecipeError: the odd part is wanted of a rule that is no `l2l`.
+            ValueError: the odd part is wanted of a rule that is no `l2l`.
         """
-        rule, weights = loaded.rule, dict(loaded.weights)
-        if self.recipe.imitation.odd:
-            if type(rule) is not L2L:
-                raise RecipeError(f"imitation.odd is for a teacher of rule l2l, not {rule.name}")
-            rule, weights = rule.odd_part(weights)
-        self._teach(Teacher(rule, weights))
+        self._teach(self.recipe.imitation.teacher_of(loaded.rule, dict(loaded.weights)))
 
     def _teach(self, teacher: Teacher) -> None:
         for worker in self.workers:
             worker.teacher = teacher
-
-    def _check_allowed(self) -> None:
-        weights = self.snapshot()
-        for key, value in self.allowed(weights).items():
-            off = float((value - weights[key]).abs().max())
-            if off > 1e-5:
-                raise RecipeError(
-                    f"outer.odd keeps the rule odd, but the weights to start from are not: {key!r} "
-                    f"is off by {off:.2g}; start from weights that were trained so, or from none"
-                )
 
     def _grow(self) -> None:
         for worker in self.workers:
