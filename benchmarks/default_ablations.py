@@ -93,6 +93,8 @@ def variants() -> dict[str, Recipe]:
         "no matrix stage": replace(whole, rule=Default(matrix=False)),
         "never told the horizon": replace(whole, estimator=untold),
         "fan-in scale, not RMS": whole,
+        "no feedback": whole,
+        "no brake": whole,
         "estimator: PES": replace(whole, estimator=ESTIMATORS["pes"](**WINDOWS)),
         "estimator: ES": replace(whole, estimator=ESTIMATORS["es"](**WINDOWS)),
         "estimator: truncated backpropagation": replace(
@@ -104,15 +106,26 @@ def variants() -> dict[str, Recipe]:
     }
 
 
+# The constants that some variants begin with, before they are scaled.
+STARTS: dict[str, dict[str, tuple[float, ...]]] = {
+    # A floor above any tensor's root mean square: the scale is then 3 / sqrt(fan_in), and the
+    # step's share of it smaller by as much as that is above what weights are drawn at.
+    "fan-in scale, not RMS": {
+        "log_floor": (math.log(3.0), math.log(3.0)),
+        "log_step": (math.log(0.1 / 3), math.log(0.1 / 9)),
+    },
+    # So slow that no run sees it, wherever meta-training moves it.
+    "no feedback": {"log_rate": (-30.0, -30.0)},
+    "no brake": {"brake": (0.0,)},
+}
+
+
 def start(name: str, trainer: MetaTrainer) -> None:
     """Change the constants that a variant begins with."""
-    if name == "fan-in scale, not RMS":
-        # A floor above any tensor's root mean square: the scale is then 3 / sqrt(fan_in), and the
-        # step's share of it smaller by as much as that is above what weights are drawn at.
-        weights = trainer.snapshot()
-        weights["hand.log_floor"] = torch.tensor([3.0, 3.0]).log() / HAND_SCALE
-        weights["hand.log_step"] = torch.tensor([0.1 / 3, 0.1 / 9]).log() / HAND_SCALE
-        trainer.start_from(weights)
+    weights = trainer.snapshot()
+    for key, values in STARTS.get(name, {}).items():
+        weights[f"hand.{key}"] = torch.tensor(values) / HAND_SCALE
+    trainer.start_from(weights)
 
 
 def log_ratios(curve: Tensor, adam: Tensor, tail: float) -> Tensor:
