@@ -167,7 +167,7 @@ def check_against_whole_tensors(batch: Batch) -> None:
 def test_blocks_of_any_size_equal_the_rule_on_whole_tensors(
     rule: UpdateRule, block: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(eager, "CPU_BLOCK", block)
+    monkeypatch.setattr(eager, "CPU_BLOCKS", (block, block))
     sizes = SIZES if block > 1 else SIZES[:5]
     check_against_whole_tensors(make_batch(rule, sizes, dtype))
 
@@ -223,7 +223,7 @@ def test_a_masked_tensor_keeps_everything_and_its_neighbours_move(
     shapes: list[tuple[int, ...]],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(eager, "CPU_BLOCK", block)
+    monkeypatch.setattr(eager, "CPU_BLOCKS", (block, block))
     batch = make_batch(rule, shapes, decay=0.5)
     batch.slots[1].grad[7] = float("nan")
     kept = [t.clone() for t in (batch.slots[1].param, *batch.slots[1].state.values())]
@@ -353,7 +353,21 @@ def test_temporaries_are_as_large_as_a_block_not_as_the_tensor():
     tensors = [slot.param, slot.grad, *slot.state.values()]
     with Watch():
         take_step(batch)
-    assert 0 < largest <= 2 * 4 * 80 * eager.CPU_BLOCK
+    assert 0 < largest <= 2 * 4 * 80 * eager.block_size(batch)
+
+
+@pytest.mark.parametrize(
+    ("rule", "block"),
+    [
+        (L2L(layers=2, hidden=20), 2048),
+        (L2L(layers=1, hidden=8), 4096),
+        (L2L(layers=1, hidden=4), 8192),
+        (RULES["adam"], 16384),
+    ],
+    ids=str,
+)
+def test_blocks_hold_as_much_state_whatever_the_rule(rule: UpdateRule, block: int):
+    assert eager.block_size(make_batch(rule, [(3,)])) == block
 
 
 class Refusing(Backend):

@@ -283,6 +283,6 @@ def test_a_whole_train_step_compiles():
 def test_small_tensors_share_a_block_when_compiled():
     from learned_optim.backends import eager
 
-    blocks = eager.few([3, 0, eager.CPU_BLOCK + 1, 5, eager.CPU_BLOCK])
+    blocks = eager.few([3, 0, eager.TOGETHER + 1, 5, eager.TOGETHER])
     assert [[piece.slot for piece in block] for block in blocks] == [[0, 3, 4], [2]]
     assert eager.few([0]) == []

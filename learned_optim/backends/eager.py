@@ -5,9 +5,11 @@ a block, large ones are cut. So every temporary is as large as a block and stays
 and the allocator hands the same few buffers out again. A block that lies inside one tensor is
 read where it is; one that spans several is gathered into a workspace first.
 
-Measured (two layers of 20, a million float32 coordinates, one thread): blocks of 4096 and 8192
-are fastest, 1024 and 16384 cost a quarter to a third more, a single block four times as much;
-reading in place saves a seventh against gathering every block.
+Measured (a million float32 coordinates, one thread): two layers of 20 are fastest at 2048 to 8192
+coordinates a block, one of 8 or 4 at 8192 to 16384, where a block's operations outweigh their
+calls; one block for all costs two layers of 20 three times as much. Half of the best size costs
+smaller rules a fifth and keeps a step's temporaries below 4 MB. Reading in place saves a seventh
+against gathering every block.
 """
 
 from __future__ import annotations
@@ -31,10 +33,13 @@ from learned_optim.backends.base import (
 from learned_optim.backends.last_stage import Unfinished
 from learned_optim.rules import Coordinates, State, UpdateRule
 
-CPU_BLOCK = 4096
+# On a CPU: numbers of state in a block, and the least and most coordinates.
+CPU_STATE = 1 << 16
+CPU_BLOCKS = (2048, 16384)
 # Other devices: long enough to hide the launches, short enough to bound the temporaries (about
 # 1 KiB a coordinate for two layers of 20).
 DEVICE_BLOCK = 1 << 17
+TOGETHER = 4096  # coordinates up to which a compiler gets tensors in one block
 
 
 @dataclass
@@ -104,8 +109,8 @@ def few(lengths: list[int]) -> list[list[Piece]]:
     For a compiler, which fuses by itself, and into whose graph a loop is unrolled.
     """
     whole = [Piece(slot, 0, length) for slot, length in enumerate(lengths) if length]
-    small = [piece for piece in whole if piece.length <= CPU_BLOCK]
-    large = [[piece] for piece in whole if piece.length > CPU_BLOCK]
+    small = [piece for piece in whole if piece.length <= TOGETHER]
+    large = [[piece] for piece in whole if piece.length > TOGETHER]
     return [small, *large] if small else large
 
 
@@ -219,8 +224,12 @@ class Eager(Backend):
 
 
 def block_size(batch: Batch) -> int:
-    """Coordinates in a block."""
-    return CPU_BLOCK if batch.device.type == "cpu" else DEVICE_BLOCK
+    """Coordinates in a block: a power of two, but for the limits."""
+    if batch.device.type != "cpu":
+        return DEVICE_BLOCK
+    rows = sum(spec.rows for spec in batch.rule.state_spec.values() if spec.per == "coordinate")
+    least, most = CPU_BLOCKS
+    return min(max(1 << (CPU_STATE // max(rows, 1)).bit_length() - 1, least), most)
 
 
 def read(batch: Batch, flat: Flat, piece: Piece) -> tuple[Coordinates, State]:

@@ -148,4 +148,5 @@ class L2L(UpdateRule):
             h, rows = function(h, rows, layer_weights)
             new_rows.append(rows)
         output = affine(weights["head.w"], h, weights["head.b"]).squeeze(-2)
-        return self.scale * output, {"cell": torch.cat(new_rows, dim=-2)}
+        cell = new_rows[0] if self.layers == 1 else torch.cat(new_rows, dim=-2)
+        return self.scale * output, {"cell": cell}
