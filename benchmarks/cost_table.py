@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.markdown import markdown, number
+from benchmarks.step_contenders import SHIPPED, WITH_STAGE
 
 LARGE = ("1M", "5M", "transformer")
-CONTENDERS = ("C++", "C++ default", "C++ default, matrix stage")
+CONTENDERS = ("C++", "C++ default", "C++ default, matrix stage", SHIPPED, WITH_STAGE)
 # Times Adam foreach that the C++ step of the rule `l2l` was to stay below.
 BOUNDS = {(2, 20): 30.0, (1, 8): 4.5, (1, 4): 2.0}
 
@@ -16,23 +17,22 @@ BOUNDS = {(2, 20): 30.0, (1, 8): 4.5, (1, 4): 2.0}
 def step_time(content: Mapping[str, Any]) -> str:
     """One thread: the C++ kernels beside Adam, the bounds set for them, and what limits them."""
     single = [row for row in content["rows"] if row["threads"] == 1]
-    found: dict[tuple[str, tuple[int, int]], dict[str, Mapping[str, Any]]] = {}
+    found: dict[tuple[str, tuple[int, ...]], dict[str, Mapping[str, Any]]] = {}
     for row in single:
         if row["contender"] in CONTENDERS:
-            found.setdefault((row["contender"], tuple(row["size"])), {})[row["case"]] = row
+            size = tuple(row["size"] or ())
+            found.setdefault((row["contender"], size), {})[row["case"]] = row
     rows = []
     for (contender, size), cases in found.items():
         # The limit is that of the cells: of no matrix stage.
-        bare = contender != CONTENDERS[-1]
+        bare = size and "matrix" not in contender
         rows.append(
             [
-                f"`{contender.removeprefix('C++').strip() or 'l2l'}` {size}".replace(
-                    ", matrix stage`", "`, matrix stage,"
-                ),
+                _label(contender, size),
                 _span([cases[case]["ns_per_parameter"] for case in LARGE]),
                 number(content["limits"][str(size)]["arithmetic_ns"]) if bare else "-",
                 _span([cases[case]["times_adam_foreach"] for case in LARGE]),
-                number(BOUNDS[size]) if contender == "C++" else "-",
+                number(BOUNDS[size[0], size[1]]) if contender == "C++" else "-",
                 number(cases["small"]["times_adam_foreach"]),
             ]
         )
@@ -41,6 +41,13 @@ def step_time(content: Mapping[str, Any]) -> str:
     header = ["A step, one CPU thread: rule (layers, units)", "ns a parameter", "arithmetic alone"]
     header += ["times Adam", "bound we set", "76 tensors of 64: times Adam"]
     return markdown(header, rows)
+
+
+def _label(contender: str, size: tuple[int, ...]) -> str:
+    name, *more = contender.removeprefix("C++").strip().split(" as ")
+    name, *stage = name.split(", ")
+    parts = [f"`{name or 'l2l'}`", *(f"as {text}" for text in more), *stage]
+    return " ".join([", ".join(parts), str(size) if size else ""]).strip()
 
 
 def _span(values: Sequence[float]) -> str:

@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from learned_optim import LearnedOptimizer, kernels
-from learned_optim.rules import L2L, Default, UpdateRule
-from learned_optim.weights import in_memory
+from learned_optim import LearnedOptimizer, kernels, load_rule, without_matrix_stage
+from learned_optim.rules import L2L, Default, UpdateRule, Weights
+from learned_optim.weights import LoadedRule, in_memory
 
 SIZES = [(2, 20), (1, 8), (1, 4)]  # layers, hidden units
+# The bundled rule, whose idle networks steps do without.
+SHIPPED, WITH_STAGE = "C++ default as shipped", "C++ default as shipped, matrix stage"
 
 _LAYER = [(768, 256), (768,), (256, 256), (256,), (1024, 256), (1024,), (256, 1024), (256,)]
 _LAYER += [(256,)] * 4
@@ -85,10 +87,19 @@ def _hand_written(kind: Callable[..., torch.optim.Optimizer], **options: bool): 
     return make
 
 
-def _learned(rule: UpdateRule, fused: bool):  # noqa: ANN202
+def drawn(rule: UpdateRule) -> Weights:
+    """Weights that move something: drawn heads are next to nothing, or zero."""
+    generator = torch.Generator().manual_seed(0)
+    weights = rule.init_weights(generator)
+    heads = [key for key in weights if "head" in key]
+    return weights | {
+        key: 0.1 * torch.randn(weights[key].shape, generator=generator) for key in heads
+    }
+
+
+def _learned(rule: LoadedRule, fused: bool):  # noqa: ANN202
     def make(params: list[nn.Parameter]) -> tuple[Callable[[], object], int]:
-        weights = rule.init_weights(torch.Generator().manual_seed(0))
-        optimizer = LearnedOptimizer(params, in_memory(rule, weights, name="timed"), fused=fused)
+        optimizer = LearnedOptimizer(params, rule, fused=fused)
         optimizer.step()
         return optimizer.step, tensor_bytes(dict(optimizer.state))
 
@@ -158,7 +169,7 @@ def contenders() -> list[Contender]:
         Contender("AdamW fused", None, _hand_written(torch.optim.AdamW, fused=True)),
     ]
     for size in SIZES:
-        rule = L2L(layers=size[0], hidden=size[1])
+        rule = _timed(L2L(layers=size[0], hidden=size[1]))
         fused = Contender("C++", size, _learned(rule, fused=True))
         found += [fused, replace(fused, name="C++, AVX2", isa="avx2")]
         if size[0] == 1:
@@ -169,6 +180,12 @@ def contenders() -> list[Contender]:
     for hidden in (8, 4):
         for matrix in (False, True):
             name = "C++ default" + (", matrix stage" if matrix else "")
-            rule = Default(hidden=hidden, matrix=matrix)
+            rule = _timed(Default(hidden=hidden, matrix=matrix))
             found.append(Contender(name, (1, hidden), _learned(rule, fused=True)))
+    for rule, name in ((without_matrix_stage(), SHIPPED), (load_rule("default"), WITH_STAGE)):
+        found.append(Contender(name, None, _learned(rule, fused=True)))
     return found
+
+
+def _timed(rule: UpdateRule) -> LoadedRule:
+    return in_memory(rule, drawn(rule), name="timed")

@@ -24,9 +24,9 @@ import torch
 from torch import nn
 
 from benchmarks.results import RESULTS, provenance, write_json
-from benchmarks.step_contenders import CASES, make_params, tensor_bytes
+from benchmarks.step_contenders import CASES, drawn, make_params, tensor_bytes
 from learned_optim import LearnedOptimizer
-from learned_optim.rules import L2L, Default, UpdateRule, Weights
+from learned_optim.rules import L2L, Default, UpdateRule
 from learned_optim.weights import in_memory
 
 BASE = "Adam fused"
@@ -64,16 +64,6 @@ def hand_written(name: str, fused: bool) -> Contender:
         return optimizer.step, tensor_bytes(dict(optimizer.state))
 
     return Contender(name, make)
-
-
-def drawn(rule: UpdateRule) -> Weights:
-    """Weights that move something: drawn heads are next to nothing, or zero."""
-    generator = torch.Generator().manual_seed(0)
-    weights = rule.init_weights(generator)
-    heads = [key for key in weights if "head" in key]
-    return weights | {
-        key: 0.1 * torch.randn(weights[key].shape, generator=generator) for key in heads
-    }
 
 
 def learned(rule: UpdateRule, fused: bool) -> Contender:

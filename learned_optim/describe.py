@@ -34,7 +34,8 @@ def describe(source: str | os.PathLike[str]) -> str:
     rule = loaded.rule
     count = sum(value.numel() for value in loaded.weights.values())
     memory = sum(value.numel() * value.element_size() for value in loaded.weights.values())
-    per_coordinate, per_tensor = state_bytes(rule)
+    lean = loaded.lean().rule
+    per_coordinate, per_tensor = state_bytes(lean)
     facts = {
         "name": loaded.name,
         "rule": rule.name,
@@ -44,6 +45,9 @@ def describe(source: str | os.PathLike[str]) -> str:
         "state": f"{per_coordinate} bytes per parameter, {per_tensor} per tensor (Adam: 8)",
         "step": _step(step_cost(loaded)),
     }
+    if lean != rule:
+        idle = [key for key, value in rule.config().items() if lean.config()[key] != value]
+        facts["idle"] = f"{', '.join(idle)}: these networks' heads are zero, so steps do without"
     folder = _folder(source)
     if folder is not None:
         facts["licence"] = licence(folder) or "not stated"

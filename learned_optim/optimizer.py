@@ -94,7 +94,7 @@ class LearnedOptimizer(Optimizer):
         maximize: bool = False,
         fused: bool | None = None,
     ) -> None:
-        loaded = load_rule(rule)
+        loaded = load_rule(rule).lean()
         self._rules: dict[tuple[str, str], LoadedRule] = {}
         self._remember(loaded)
         self._alarm = Alarm()
@@ -143,7 +143,7 @@ class LearnedOptimizer(Optimizer):
             check_options({**self.defaults, **param_group})
             key = (param_group.get("rule_sha256", ""), param_group.get("rule_config", ""))
             source = param_group.get("rule", self.defaults["rule"])
-            loaded = self._rules.get(key) or load_rule(source)
+            loaded = self._rules.get(key) or load_rule(source).lean()
             param_group.update(self._remember(loaded))
         super().add_param_group(param_group)
         group = self.param_groups[-1]

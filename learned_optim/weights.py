@@ -72,6 +72,11 @@ class LoadedRule:
     name: str
     sha256: str
 
+    def lean(self) -> LoadedRule:
+        """What steps need of it, see `UpdateRule.lean`; name and sha256 are those of the file."""
+        rule, weights = self.rule.lean(self.weights)
+        return dataclasses.replace(self, rule=rule, weights=weights)
+
 
 def bundled_names() -> list[str]:
     """Names of the rules that come with the package, sorted."""

@@ -23,7 +23,8 @@ FUSED = [True, False]
 
 def optimizer_of(model: torch.nn.Module, kind: L2L | Default, **options) -> LearnedOptimizer:
     weights = kind.init_weights(torch.Generator().manual_seed(0))
-    return LearnedOptimizer(model.parameters(), in_memory(kind, weights, name="drawn"), **options)
+    heads = {key: w + 0.1 if ".head." in key else w for key, w in weights.items()}  # none is idle
+    return LearnedOptimizer(model.parameters(), in_memory(kind, heads, name="drawn"), **options)
 
 
 def network() -> torch.nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -215,6 +216,31 @@ def test_a_step_keeps_the_layout_of_the_state_and_changes_nothing_that_it_is_giv
         key: value.shape for key, value in state.items()
     }
     assert all(value.dtype == torch.float64 for value in (step, *new.values()))
+
+
+@rules
+@pytest.mark.parametrize("idle", [False, True])
+def test_the_lean_rule_takes_the_same_steps(rule: UpdateRule, idle: bool):
+    weights = weights_of(rule)
+    if idle:
+        weights = {key: 0 * w if ".head." in key else w for key, w in weights.items()}
+    lean, kept = rule.lean(weights)
+    assert {key: tuple(w.shape) for key, w in kept.items()} == lean.weight_shapes()
+    whole, thin = (run(r, w, steps=30)[0] for r, w in ((rule, weights), (lean, kept)))
+    assert all(torch.equal(a, b) for a, b in zip(whole, thin, strict=True))
+
+
+@pytest.mark.parametrize("level", ["coordinate", "tensor"])
+def test_default_does_without_a_level_whose_head_is_zero(level: str):
+    rule = CASES["default"]
+    assert isinstance(rule, Default)
+    weights = weights_of(rule)
+    assert rule.lean(weights) == (rule, weights)
+    for key in ("w", "b"):
+        weights[f"{level}.head.{key}"].zero_()
+    lean, kept = rule.lean(weights)
+    assert lean == replace(rule, **{{"coordinate": "hidden", "tensor": "controller"}[level]: 0})
+    assert not any(key.startswith(level) for key in kept)
 
 
 @rules

@@ -112,6 +112,14 @@ class UpdateRule(ABC):
         """
         return weights
 
+    def lean(self, weights: Weights) -> tuple[UpdateRule, Weights]:
+        """The same steps without the parts that say nothing under these weights.
+
+        A network whose head is zero would cost time and state for no effect. By default the rule
+        itself; meta-training, for which such a part is a beginning, never asks.
+        """
+        return self, weights
+
     def init_state(self, param: Tensor) -> State:
         """Zero state for `param` of any shape, on its device, in the storage dtypes of the spec."""
         state = {}

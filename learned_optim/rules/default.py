@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -138,6 +138,17 @@ class Default(UpdateRule):
             ("coordinate", INPUTS, self.hidden, BENDS),
         ]
         return [level for level in levels if level[2]]
+
+    def lean(self, weights: Weights) -> tuple[UpdateRule, Weights]:
+        """Without the levels whose heads are zero."""
+        fields = {"tensor": "controller", "coordinate": "hidden"}
+        idle = {
+            level
+            for level in fields
+            if not any(weights[key].any() for key in weights if key.startswith(f"{level}.head."))
+        }
+        kept = {key: w for key, w in weights.items() if key.partition(".")[0] not in idle}
+        return replace(self, **{fields[level]: 0 for level in idle}), kept
 
     def describe(self, shape: tuple[int, ...]) -> tuple[float, ...]:
         """`FACTS`; a vector has fan_in 1."""
