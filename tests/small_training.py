@@ -23,6 +23,13 @@ def loaded(rule: UpdateRule, seed: int = 0, name: str = "test-rule") -> LoadedRu
     return in_memory(rule, rule.init_weights(torch.Generator().manual_seed(seed)), name=name)
 
 
+def awake(rule: UpdateRule, name: str = "test-rule") -> LoadedRule:
+    """The same, but no head is zero, so that steps leave out nothing of it."""
+    drawn = loaded(rule, name=name).weights
+    heads = {key: value + 0.01 if ".head." in key else value for key, value in drawn.items()}
+    return in_memory(rule, heads, name=name)
+
+
 ADAM = loaded(Adam(learning_rate=1e-2), name="adam")
 # Untrained, so they do not descend, but they have all that a recurrent rule has. The first may run
 # in a fused backend, the second has none and always takes the eager reference.

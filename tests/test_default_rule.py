@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from small_training import loaded, make, parameters, randn, snapshot
+from small_training import awake, loaded, make, parameters, randn, snapshot
 from torch import Tensor, nn
 
 from learned_optim import LoadedRule
@@ -359,7 +359,7 @@ def test_the_scale_of_the_loss_does_not_matter(scale: float):
 
 def test_the_state_does_not_grow_and_is_small():
     params = parameters(((40, 25),))
-    optimizer = make(params, loaded(Default()))
+    optimizer = make(params, awake(Default()))
     sizes = []
     for k in range(4):
         params[0].grad = randn((40, 25), k)
@@ -371,7 +371,7 @@ def test_the_state_does_not_grow_and_is_small():
 
 
 def test_a_cell_that_counts_up_stays_in_the_range_of_halves():
-    source = loaded(RULE)
+    source = awake(RULE)
     gates = source.weights["coordinate.b"]
     gates.fill_(50.0)
     source.weights["coordinate.w_ih"].zero_()
@@ -393,7 +393,7 @@ def test_a_level_can_be_left_out(field: str):
     rule = Default(**{"hidden": 2, "controller": 2, field: 0 if field != "matrix" else False})
     params = parameters(SHAPES)
     before = snapshot(params)
-    optimizer = make(params, loaded(rule))
+    optimizer = make(params, awake(rule))
     for index, param in enumerate(params):
         param.grad = randn(param.shape, index)
     optimizer.step()

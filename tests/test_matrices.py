@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -41,17 +43,33 @@ def test_the_scale_does_not_matter_in_float32(scale: float):
     )
 
 
-@pytest.mark.parametrize("tiles", [False, True])
-def test_large_matrices_may_run_in_bfloat16(tiles: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(matrices, "CPU_HAS_TILES", tiles)
-    monkeypatch.setattr(matrices, "CPU_TILES_FROM", 16)
+@pytest.mark.parametrize("has", [False, True])
+def test_large_matrices_may_run_in_bfloat16(has: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(matrices, "CPU_HAS_BFLOAT16", has)
+    monkeypatch.setattr(matrices, "CPU_BFLOAT16_FROM", 16)
     large, small, double = (conditioned(s) for s in ((16, 20), (15, 20), (16, 20)))
     large, small = large.float(), small.float()
-    assert [in_bfloat16(x) for x in (large, small, double)] == [tiles, False, False]
+    assert [in_bfloat16(x) for x in (large, small, double)] == [has, False, False]
     found = orthogonalize(large)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, orthogonalize(double).float(), rtol=0, atol=0.02)
     assert 0.6 < torch.linalg.svdvals(found).min() < torch.linalg.svdvals(found).max() < 1.3
+
+
+@pytest.mark.parametrize("shape", [(6, 12), (3, 5, 40), (40, 5), (1, 7)])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_the_way_by_the_gram_matrix_is_the_formula(
+    shape: tuple[int, ...], dtype: torch.dtype, close: float, monkeypatch: pytest.MonkeyPatch
+):
+    matrix = conditioned(shape).to(dtype)
+    matrix[..., -1, :] *= 1e-5  # close to singular
+    taken = []
+    way = matrices._iterate_gram
+    monkeypatch.setattr(matrices, "_iterate_gram", lambda *args: taken.append(1) or way(*args))
+    found = orthogonalize(matrix)
+    monkeypatch.setattr(matrices, "WIDE", math.inf)
+    torch.testing.assert_close(found, orthogonalize(matrix), rtol=0, atol=close)
+    assert taken == [1]
 
 
 def test_a_batch_is_its_matrices_one_by_one():
@@ -73,8 +91,9 @@ def test_a_zero_matrix_stays_zero_and_has_a_derivative(dtype: torch.dtype):
     assert gradient[1].any()
 
 
-def test_the_derivative_is_right():
-    matrix = conditioned((3, 4)).requires_grad_()
+@pytest.mark.parametrize("shape", [(3, 4), (3, 8)])
+def test_the_derivative_is_right(shape: tuple[int, ...]):
+    matrix = conditioned(shape).requires_grad_()
     assert torch.autograd.gradcheck(orthogonalize, (matrix,))
 
 

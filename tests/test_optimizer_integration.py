@@ -12,10 +12,10 @@ from small_training import (
     GRU,
     LSTM,
     assert_near,
+    awake,
     data,
     fit,
     frozen_state,
-    loaded,
     loss_of,
     make,
     mlp,
@@ -33,7 +33,7 @@ from learned_optim.rules import Default
 
 RULES = pytest.mark.parametrize("rule", [ADAM, LSTM, GRU], ids=["adam", "lstm", "gru"])
 # With sums, a controller and a stage for whole matrices.
-DEFAULT = loaded(Default(hidden=2, controller=2), name="default")
+DEFAULT = awake(Default(hidden=2, controller=2), name="default")
 
 
 # ----------------------------------------------------------------------------------- schedulers

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from small_training import ADAM, GRU, LSTM, loaded
+from small_training import ADAM, GRU, LSTM, awake
 from torch import Tensor
 
 from learned_optim import LearnedOptimizer, LoadedRule, weights
@@ -33,7 +33,7 @@ few = hypothesis.settings(max_examples=60, **SETTINGS)
 many = hypothesis.settings(max_examples=250, **SETTINGS)
 
 SMALL = L2L(layers=1, hidden=2)
-DEFAULT = loaded(Default(hidden=2, controller=2), name="default")
+DEFAULT = awake(Default(hidden=2, controller=2), name="default")
 
 # Plain values as JSON and TOML have them, wild ones among them.
 plain = st.recursive(

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from small_training import (
     ADAM,
     LSTM,
+    awake,
     data,
     fit,
     loaded,
@@ -48,7 +49,7 @@ WORLD = 2
 SIZES = {"even": (6, 8, 4, 2), "uneven": (6, 5, 3, 1)}
 NORMALISED = loaded(Normalised(), name="normalised")
 # With a stage that needs whole matrices.
-DEFAULT = loaded(Default(hidden=2, controller=2), name="default")
+DEFAULT = awake(Default(hidden=2, controller=2), name="default")
 RULES = {"adam": ADAM, "lstm": LSTM, "normalised": NORMALISED, "default": DEFAULT}
 
 
