@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.markdown import markdown, number
-from benchmarks.step_contenders import SHIPPED, WITH_STAGE
+from benchmarks.step_contenders import MUON, SHIPPED, WITH_STAGE
 
 LARGE = ("1M", "5M", "transformer")
-CONTENDERS = ("C++", "C++ default", "C++ default, matrix stage", SHIPPED, WITH_STAGE)
+CONTENDERS = ("C++", "C++ default", "C++ default, matrix stage", SHIPPED, WITH_STAGE, MUON)
 # Times Adam foreach that the C++ step of the rule `l2l` was to stay below.
 BOUNDS = {(2, 20): 30.0, (1, 8): 4.5, (1, 4): 2.0}
 
@@ -44,6 +44,8 @@ def step_time(content: Mapping[str, Any]) -> str:
 
 
 def _label(contender: str, size: tuple[int, ...]) -> str:
+    if contender == MUON:
+        return MUON
     name, *more = contender.removeprefix("C++").strip().split(" as ")
     name, *stage = name.split(", ")
     parts = [f"`{name or 'l2l'}`", *(f"as {text}" for text in more), *stage]

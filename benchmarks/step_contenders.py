@@ -16,6 +16,7 @@ from learned_optim.weights import LoadedRule, in_memory
 
 SIZES = [(2, 20), (1, 8), (1, 4)]  # layers, hidden units
 # The bundled rule, whose idle networks steps do without.
+MUON = "Muon, AdamW on the rest"
 SHIPPED, WITH_STAGE = "C++ default as shipped", "C++ default as shipped, matrix stage"
 
 _LAYER = [(768, 256), (768,), (256, 256), (256,), (1024, 256), (1024,), (256, 1024), (256,)]
@@ -85,6 +86,22 @@ def _hand_written(kind: Callable[..., torch.optim.Optimizer], **options: bool): 
         return optimizer.step, tensor_bytes(dict(optimizer.state))
 
     return make
+
+
+def _muon(params: list[nn.Parameter]) -> tuple[Callable[[], object], int]:
+    """Torch's Muon on matrices, AdamW on all others, as its authors have it."""
+    kinds: list[torch.optim.Optimizer] = []
+    if matrices := [param for param in params if param.dim() == 2]:
+        kinds.append(torch.optim.Muon(matrices))
+    if others := [param for param in params if param.dim() != 2]:
+        kinds.append(torch.optim.AdamW(others, foreach=True))
+
+    def step() -> None:
+        for optimizer in kinds:
+            optimizer.step()
+
+    step()
+    return step, sum(tensor_bytes(dict(optimizer.state)) for optimizer in kinds)
 
 
 def drawn(rule: UpdateRule) -> Weights:
@@ -167,6 +184,7 @@ def contenders() -> list[Contender]:
     found = [
         Contender("Adam foreach", None, _hand_written(torch.optim.Adam, foreach=True)),
         Contender("AdamW fused", None, _hand_written(torch.optim.AdamW, fused=True)),
+        Contender(MUON, None, _muon),
     ]
     for size in SIZES:
         rule = _timed(L2L(layers=size[0], hidden=size[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import reduce
 
 import torch
@@ -46,17 +47,27 @@ def orthogonalize(matrix: Tensor, iterations: int = ITERATIONS) -> Tensor:
     Reference: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024,
     https://kellerjordan.github.io/posts/muon/
     """
+    return straighten(matrix, iterations)[0]
+
+
+def straighten(matrix: Tensor, iterations: int = ITERATIONS) -> tuple[Tensor, Tensor]:
+    """`orthogonalize`, and what it finds on the way: the matrix's root mean square, `(..., 1, 1)`.
+
+    On a CPU every pass over a large matrix counts: ten of them take as long as Adam's step.
+    """
     # Two divisions, so that the squares of tiny and huge entries stay finite. The first divisor
     # cancels, so no derivative goes through it. After it the norm is at least 1, but for a zero
     # matrix, which the bound keeps from a division by zero.
     peak = matrix.detach().abs().amax((-2, -1), keepdim=True)
     x = matrix / torch.where(peak > 0, peak, 1)
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+    size = peak * (norm / math.sqrt(matrix.shape[-2] * matrix.shape[-1]))
     # The Frobenius norm bounds the spectral norm, so the iteration starts inside its basin.
-    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(1)
+    x = x / norm.clamp_min(1)
     x = x.bfloat16() if in_bfloat16(matrix) else x
     wide = x.shape[-2] <= x.shape[-1]
     x = _iterate(x if wide else x.mT, iterations)
-    return (x if wide else x.mT).to(matrix.dtype)
+    return (x if wide else x.mT).to(matrix.dtype), size
 
 
 def _iterate(x: Tensor, iterations: int) -> Tensor:

@@ -188,6 +188,9 @@ def facts(batch: Batch) -> Tensor:
 def moved(batch: Batch, param: Tensor, step: Tensor) -> Tensor:
     """Decoupled decay, then the step."""
     param = param * (1.0 - batch.lr * batch.decay) if batch.decay else param
+    # One pass over the memory for the usual lr; a tensor's is on the device.
+    if isinstance(batch.lr, float):
+        return torch.add(param, step, alpha=batch.lr)
     return param + batch.lr * step
 
 

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.cells import CELLS, affine
-from learned_optim.matrices import as_matrix, orthogonalize
+from learned_optim.matrices import as_matrix, straighten
 from learned_optim.rules.base import Clock, Coordinates, State, StateSpec, UpdateRule, Weights
 from learned_optim.rules.controller import TELLS, memories, tells_of
 from learned_optim.rules.feedback import Feedback, feedback
@@ -253,12 +253,11 @@ class Default(UpdateRule):
         learning rates", 2020).
         """
         s = dict(zip(SIGNALS, signals[..., None, None].unbind(-3), strict=True))
-        straight = orthogonalize(step) * math.sqrt(max(step.shape[-2:]))
-        # In units of the length: squares of the step itself may leave the range of its dtype.
-        direction = step / s["length"].clamp_min(tiny(step))
-        rms = (direction.square().mean((-2, -1), keepdim=True) + DEAD).sqrt()
-        size = s["gain"] * s["length"] * rms
-        return (1 - s["blend"]) * step + s["blend"] * size * straight
+        straight, rms = straighten(step)
+        # In units of the length: the square of the step itself may leave the range of its dtype.
+        rms = ((rms / s["length"].clamp_min(tiny(step))).square() + DEAD).sqrt()
+        size = s["gain"] * s["length"] * rms * math.sqrt(max(step.shape[-2:]))
+        return torch.lerp(step, size * straight, s["blend"])
 
 
 def _level(weights: Weights, level: str) -> dict[str, Tensor]:
