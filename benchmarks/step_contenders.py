@@ -15,8 +15,8 @@ from learned_optim.rules import L2L, Default, UpdateRule, Weights
 from learned_optim.weights import LoadedRule, in_memory
 
 SIZES = [(2, 20), (1, 8), (1, 4)]  # layers, hidden units
-# The bundled rule, whose idle networks steps do without.
 MUON = "Muon, AdamW on the rest"
+# The bundled rule, whose idle networks steps do without.
 SHIPPED, WITH_STAGE = "C++ default as shipped", "C++ default as shipped, matrix stage"
 
 _LAYER = [(768, 256), (768,), (256, 256), (256,), (1024, 256), (1024,), (256, 1024), (256,)]

@@ -18,9 +18,10 @@ def without_matrix_stage(rule: str | os.PathLike[str] | LoadedRule = "default") 
 
     The stage orthogonalises the step of each matrix of A x B, A <= B, by 7 to 15 A multiply-adds a
     parameter: as much as the gradient costs at 2 to 5 A examples (tokens, pixels) in the minibatch,
-    and half of that or less where a CPU multiplies bfloat16. It is cheap beside the gradient when A is far below that, and on a
-    GPU in any case; with wide matrices and small minibatches on a CPU it can cost more than all the
-    rest. This is the switch: for the whole optimizer, or as the `rule` of a param group.
+    and half of that or less where a CPU multiplies bfloat16. It is cheap beside the gradient when A
+    is far below that, and on a GPU in any case; with wide matrices and small minibatches on a CPU
+    it can cost more than all the rest. This is the switch: for the whole optimizer, or as the
+    `rule` of a param group.
 
     The steps of matrices keep their length: the stage's share and factor go into the constant that
     they start from.

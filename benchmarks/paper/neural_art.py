@@ -79,7 +79,7 @@ class Art:
 CASES = {
     "new_content": Art("new photograph", "starry_night_crop", 64, 20),
     "new_style": Art("new photograph, new style", "the_scream", 64, 20),
-    "large": Art("the same at 128x128", "the_scream", 128, 8),
+    "large": Art("the same at 128x128", "the_scream", 128, 20),
 }
 
 
