@@ -4,6 +4,10 @@ A step reads: `_collect` the parameters into batches, `survey` the gradients, `c
 `move` the coordinates. What happens in there is the backend's and the rule's business. What options
 and gradients may be is in `options`, what a checkpoint must be in `resume`, where the numbers of a
 distributed parameter lie in `shards`, who warns of broken gradients in `alarm`.
+
+The class in the order of its life: it is made, with its rules and groups (`__init__` to
+`add_param_group`); it takes steps (`step`), for which it lays out what moves (`_collect` to
+`_weights`); it is copied, pickled and resumed (`__getstate__` to `load_state_dict`).
 """
 
 from __future__ import annotations
