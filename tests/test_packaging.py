@@ -160,7 +160,9 @@ def built(tools: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     wheel = build("wheel", sources, folder / "wheel", no_compiler)
     sdist = build("sdist", sources, folder / "sdist", env)
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder / "unpacked", filter="data")
+        # Python before 3.11.4 has no filters, and its extractall does not know the argument.
+        archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+        archive.extractall(folder / "unpacked")
     (unpacked,) = (folder / "unpacked").iterdir()
     from_sdist = build("wheel", unpacked, folder / "from_sdist", env)
     return {"sdist": sdist, "wheel": wheel, "from_sdist": from_sdist}
