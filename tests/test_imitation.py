@@ -113,6 +113,23 @@ def test_a_rule_that_is_its_own_teacher_has_no_gap_and_one_that_stands_still_has
         assert estimate.stats["imitation"] < 1e-4, name
 
 
+def test_with_per_tensor_a_small_tensor_counts_as_much_as_a_large_one():
+    worker = make_worker(1.0)
+    carry = worker.current(TEACHER)
+    sizes = worker.layout.sizes
+    targets = torch.randn(carry.theta.shape, generator=torch.Generator().manual_seed(0)).sign()
+    for index, size in enumerate(sizes):
+        steps = [*targets.split(sizes, -1)]
+        steps[index] = torch.zeros_like(steps[index])
+        wrong = torch.cat(steps, -1).requires_grad_()
+        for per_tensor, expected in ((True, 1 / len(sizes)), (False, size / sum(sizes))):
+            lesson = Lesson(as_drawn(TEACHER)._replace(per_tensor=per_tensor), worker.runs, carry)
+            found = lesson.gap(wrong, targets)
+            assert found.tolist() == pytest.approx([expected] * 3)
+            (gradient,) = torch.autograd.grad(found.sum(), wrong)
+            torch.testing.assert_close(lesson.gap_gradient(wrong, targets).detach(), gradient)
+
+
 @pytest.mark.parametrize("teacher", [Adam(), Default(), LearnableSGD()])
 def test_every_teacher_watches_runs_and_pairs_alike(teacher):
     """A lesson over perturbed pairs without a perturbation is that over the runs."""

@@ -19,6 +19,7 @@ from learned_optim.rules import (
     Clock,
     Coordinates,
     Default,
+    Layered,
     LearnableSGD,
     State,
     UpdateRule,
@@ -35,6 +36,7 @@ CASES: dict[str, UpdateRule] = {
     "learnable_sgd": LearnableSGD(),
     "learnable_sgd-momentum": LearnableSGD(momentum=0.9),
     "adam": Adam(),
+    "layered": Layered(),
     "default": Default(hidden=3, controller=4),
     "default-hand": Default(hidden=0, controller=0),
 }
@@ -344,10 +346,15 @@ def test_the_step_is_differentiable_in_every_weight(rule: UpdateRule):
     keys = list(weights)
 
     def f(*values: Tensor) -> Tensor:
-        # Small parameters, convolutions, gradients that agree and one that turns back: some weights
-        # matter only there.
+        # Small parameters, vectors, convolutions, gradients that agree and one that turns back:
+        # some weights matter only there.
         given = dict(zip(keys, values, strict=True))
-        cases = [(1.0, SHAPE, 0.0), (1e-3, SHAPE, 0.0), (1.0, CONVOLUTION, 3.0)]
+        cases = [
+            (1.0, SHAPE, 0.0),
+            (1e-3, SHAPE, 0.0),
+            (1.0, (N,), 0.0),
+            (1.0, CONVOLUTION, 3.0),
+        ]
         runs = (
             run(rule, given, steps=6, size=size, shape=shape, drift=drift)[0]
             for size, shape, drift in cases

@@ -13,7 +13,9 @@ The term that is added to the meta-loss is `strength * mean over the window of g
     gap_t = ||step_t - target_t||^2 / ||target_t||^2
 
 for each run: 1 for a rule that does nothing, 0 for a perfect pupil, whatever the task's scale.
-The target is a constant: nothing is differentiated through the teacher.
+Where tensors differ in size by orders of magnitude, as the layers of a network do, the small ones
+would not be learned; `per_tensor` takes the gap of each tensor and then the mean. The target is a
+constant: nothing is differentiated through the teacher.
 """
 
 from __future__ import annotations
@@ -35,16 +37,17 @@ from learned_optim.meta_training.unroll import (
 from learned_optim.rules import L2L, Adam, Coordinates, State, UpdateRule, Weights
 
 # Rules that are good as they are drawn; `default` then is its hand rule.
-TEACHERS = ("adam", "default", "learnable_sgd")
+TEACHERS = ("adam", "default", "layered", "learnable_sgd")
 # A gap counts at most this much: a diverging pupil is the meta-loss's business.
 CAP = 100.0
 
 
 class Teacher(NamedTuple):
-    """A rule to imitate, with its weights."""
+    """A rule to imitate, with its weights, and whether each tensor counts the same."""
 
     rule: UpdateRule
     weights: Weights
+    per_tensor: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Imitation:
         learned: folder of a learned teacher's weights, relative to the recipe; it then takes the
             place of `teacher`.
         odd: imitate the odd part of a learned `l2l`, (step(g) - step(-g)) / 2.
+        per_tensor: the gap is the mean of those of the tensors, in place of that of the whole step.
     """
 
     weight: float = 0.0
@@ -65,6 +69,7 @@ class Imitation:
     teacher: UpdateRule = field(default_factory=Adam)
     learned: str = ""
     odd: bool = False
+    per_tensor: bool = False
 
     def __post_init__(self) -> None:
         if self.weight < 0 or self.steps < 1:
@@ -78,6 +83,10 @@ class Imitation:
         """The factor at an outer step, from 0."""
         return self.weight * max(0.0, 1 - outer_step / self.steps)
 
+    def drawn_teacher(self) -> Teacher:
+        """The hand-written one."""
+        return as_drawn(self.teacher)._replace(per_tensor=self.per_tensor)
+
     def teacher_of(self, rule: UpdateRule, weights: Weights) -> Teacher:
         """The learned teacher, or its odd part where that is asked.
 
@@ -85,10 +94,10 @@ class Imitation:
             ValueError: the odd part is wanted of a rule that is no `l2l`.
         """
         if not self.odd:
-            return Teacher(rule, weights)
+            return Teacher(rule, weights, self.per_tensor)
         if type(rule) is not L2L:
             raise ValueError(f"imitation.odd is for a teacher of rule l2l, not {rule.name}")
-        return Teacher(*rule.odd_part(weights))
+        return Teacher(*rule.odd_part(weights), self.per_tensor)
 
 
 def as_drawn(rule: UpdateRule) -> Teacher:
@@ -112,6 +121,7 @@ class Lesson:
         self.teacher = teacher.rule
         self._weights = {key: value.to(carry.theta) for key, value in teacher.weights.items()}
         self._layout = Layout(self.teacher, runs.start(), len(runs.lead))
+        self._groups = self._layout.sizes if teacher.per_tensor else [self._layout.coordinates]
         if state is None or carry.step == 0:
             state = initial_state(self.teacher, carry.theta, self._layout)
         self.state: State = state
@@ -126,15 +136,21 @@ class Lesson:
         )
         return step
 
+    def gap(self, steps: Tensor, targets: Tensor) -> Tensor:
+        """Of steps `(..., N)` to targets of the same shape, `(...)`; see the module."""
+        pairs = zip(steps.split(self._groups, -1), targets.split(self._groups, -1), strict=True)
+        return torch.stack([gap(*pair) for pair in pairs]).mean(0)
+
+    def gap_gradient(self, steps: Tensor, targets: Tensor) -> Tensor:
+        """Its gradient with respect to the steps, `(..., N)`."""
+        parts = targets.split(self._groups, -1)
+        squares = [_square(part).unsqueeze(-1).expand_as(part) for part in parts]
+        return 2 * (steps - targets) / torch.cat(squares, dim=-1) / len(self._groups)
+
 
 def gap(steps: Tensor, targets: Tensor) -> Tensor:
     """Squared distance relative to the target's square, `(..., N)` twice -> `(...)`."""
     return (steps - targets).square().sum(-1) / _square(targets)
-
-
-def gap_gradient(steps: Tensor, targets: Tensor) -> Tensor:
-    """Its gradient with respect to the steps, `(..., N)`."""
-    return 2 * (steps - targets) / _square(targets).unsqueeze(-1)
 
 
 def _square(targets: Tensor) -> Tensor:

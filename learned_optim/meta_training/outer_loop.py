@@ -17,7 +17,7 @@ from learned_optim.meta_training import checkpoint, parallel
 from learned_optim.meta_training.constraint import free, odd_part
 from learned_optim.meta_training.curriculum import Stages
 from learned_optim.meta_training.estimators import Estimate
-from learned_optim.meta_training.imitation import Teacher, as_drawn
+from learned_optim.meta_training.imitation import Teacher
 from learned_optim.meta_training.recipe import Outer, Recipe, RecipeError, TaskEntry
 from learned_optim.meta_training.seeding import generator
 from learned_optim.meta_training.start import fitted
@@ -94,7 +94,7 @@ class MetaTrainer:
         for worker in self.workers:
             worker.allowed = self.allowed
         if not recipe.imitation.learned:
-            self._teach(as_drawn(recipe.imitation.teacher))
+            self._teach(recipe.imitation.drawn_teacher())
         self.validator = Validator(recipe.tasks, recipe.validation, self.device)
         self.stages = Stages(recipe.curriculum)
         self._grow()

@@ -12,8 +12,9 @@ from learned_optim.rules.by_layer import PARTS as PARTS
 from learned_optim.rules.by_layer import ByLayer as ByLayer
 from learned_optim.rules.default import Default as Default
 from learned_optim.rules.l2l import L2L as L2L
+from learned_optim.rules.layered import Layered as Layered
 from learned_optim.rules.learnable_sgd import LearnableSGD as LearnableSGD
 
 RULES: dict[str, type[UpdateRule]] = {
-    rule.name: rule for rule in (L2L, ByLayer, LearnableSGD, Adam, Default)
+    rule.name: rule for rule in (L2L, ByLayer, LearnableSGD, Adam, Layered, Default)
 }

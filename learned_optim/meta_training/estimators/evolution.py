@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.meta_training.estimators.base import Estimate, GradientEstimator
-from learned_optim.meta_training.imitation import CAP, gap
+from learned_optim.meta_training.imitation import CAP
 from learned_optim.meta_training.meta_loss import MetaLoss
 from learned_optim.meta_training.seeding import generator
 from learned_optim.meta_training.truncation import Worker
@@ -141,7 +141,7 @@ class Evolution(GradientEstimator):
             )
             losses.append(carry.loss)
             if lesson is not None:
-                found = gap(carry.theta - before.theta, lesson.target(before, told))
+                found = lesson.gap(carry.theta - before.theta, lesson.target(before, told))
                 gaps += torch.where(found < CAP, found, CAP) / length  # NaN counts as the cap
         worker.carry = carry
         worker.taught(lesson)

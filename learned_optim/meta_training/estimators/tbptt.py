@@ -12,7 +12,6 @@ from torch import Tensor
 from learned_optim.meta_training import fused
 from learned_optim.meta_training.adjoint import window_gradient
 from learned_optim.meta_training.estimators.base import Estimate, GradientEstimator
-from learned_optim.meta_training.imitation import gap, gap_gradient
 from learned_optim.meta_training.layout import Layout
 from learned_optim.meta_training.meta_loss import MetaLoss
 from learned_optim.meta_training.replay import Recording, cotangents, replay
@@ -158,6 +157,7 @@ def _imitate(
     targets = torch.stack([lesson.target(carry, told) for carry in carries[:-1]])
     worker.taught(lesson)
     thetas = torch.stack([carry.theta for carry in carries])
-    gaps = gap(thetas.diff(dim=0), targets)
-    pulls = gap_gradient(thetas.diff(dim=0), targets) * (worker.pull / gaps.numel())
+    steps = thetas.diff(dim=0)
+    gaps = lesson.gap(steps, targets)
+    pulls = lesson.gap_gradient(steps, targets) * (worker.pull / gaps.numel())
     return {"imitation": float(gaps.mean())}, pulls
