@@ -15,7 +15,8 @@ import torch
 from learned_optim.meta_training.estimators import ES, ESTIMATORS, NRES, PES, TBPTT
 from learned_optim.meta_training.meta_loss import Sum
 from learned_optim.meta_training.truncation import Constant, Worker
-from learned_optim.rules import L2L, LearnableSGD
+from learned_optim.rules import L2L, Default, LearnableSGD
+from learned_optim.tasks import MnistMLP
 from learned_optim.tasks.base import Task, TaskFamily
 
 RATE, SIGMA, WINDOW, STEPS = 0.1, 0.1, 3, 12
@@ -183,3 +184,37 @@ def test_only_the_chosen_meta_parameters_are_perturbed(cls):
     assert {key for key, value in grads.items() if value.any()} == {"head.w", "head.b"}
     with pytest.raises(ValueError, match="no meta-parameter begins with"):
         cls(unroll=2, only=["hed"]).estimate(rule, weights, worker, Sum())
+
+
+@pytest.mark.parametrize("rule", [L2L(layers=1, hidden=3), L2L(cell="gru", layers=1, hidden=3)])
+def test_a_sample_of_coordinates_gives_the_meta_gradient_in_the_mean(rule):
+    family = MnistMLP(hidden=5, batch_size=16, dataset="digits", init_std=0.3)
+    weights = rule.init_weights(torch.Generator().manual_seed(0))
+    weights["head.w"] = torch.full_like(weights["head.w"], 0.2)
+
+    def gradients(sample: int, seeds: int) -> list[torch.Tensor]:
+        found = []
+        for index in range(seeds):
+            worker = Worker(family, 1, Constant(5), 1, 0)
+            worker.current(rule)
+            worker.episode = index  # same task, another sample
+            estimator = TBPTT(unroll=5, sample=sample)
+            grads = estimator.estimate(rule, weights, worker, Sum()).grads
+            found.append(torch.cat([grads[key].flatten() for key in weights]))
+        return found
+
+    (whole,) = gradients(0, 1)
+    torch.testing.assert_close(gradients(10_000, 1)[0], whole, rtol=1e-4, atol=1e-5)
+    few = torch.stack(gradients(40, 200))
+    assert float((few[0] - whole).norm() / whole.norm()) > 0.02
+    assert float((few.mean(0) - whole).norm() / whole.norm()) < 0.02
+
+
+def test_what_cannot_be_sampled_is_refused():
+    with pytest.raises(ValueError, match="sample must be 0 or more, and 0 with second_derivatives"):
+        TBPTT(sample=3, second_derivatives=True)
+    worker = Worker(MnistMLP(hidden=2, batch_size=4, dataset="digits"), 1, Constant(2), 1, 0)
+    rule = Default(hidden=2, controller=2)
+    weights = rule.init_weights(torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="coordinatewise rules, which default is not"):
+        TBPTT(unroll=2, sample=3).estimate(rule, weights, worker, Sum())

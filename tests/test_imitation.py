@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 
 import pytest
 import torch
@@ -113,16 +114,17 @@ def test_a_rule_that_is_its_own_teacher_has_no_gap_and_one_that_stands_still_has
         assert estimate.stats["imitation"] < 1e-4, name
 
 
-def test_with_per_tensor_a_small_tensor_counts_as_much_as_a_large_one():
+def test_with_per_tensor_a_tensor_counts_by_the_log_of_its_coordinates():
     worker = make_worker(1.0)
     carry = worker.current(TEACHER)
     sizes = worker.layout.sizes
+    logs = [math.log(1 + size) for size in sizes]
     targets = torch.randn(carry.theta.shape, generator=torch.Generator().manual_seed(0)).sign()
     for index, size in enumerate(sizes):
         steps = [*targets.split(sizes, -1)]
         steps[index] = torch.zeros_like(steps[index])
         wrong = torch.cat(steps, -1).requires_grad_()
-        for per_tensor, expected in ((True, 1 / len(sizes)), (False, size / sum(sizes))):
+        for per_tensor, expected in ((True, logs[index] / sum(logs)), (False, size / sum(sizes))):
             lesson = Lesson(as_drawn(TEACHER)._replace(per_tensor=per_tensor), worker.runs, carry)
             found = lesson.gap(wrong, targets)
             assert found.tolist() == pytest.approx([expected] * 3)

@@ -14,8 +14,9 @@ The term that is added to the meta-loss is `strength * mean over the window of g
 
 for each run: 1 for a rule that does nothing, 0 for a perfect pupil, whatever the task's scale.
 Where tensors differ in size by orders of magnitude, as the layers of a network do, the small ones
-would not be learned; `per_tensor` takes the gap of each tensor and then the mean. The target is a
-constant: nothing is differentiated through the teacher.
+would not be learned; `per_tensor` takes the gap of each tensor and then their mean, each weighted
+by the log of its coordinates (alike, a layer's few biases would take half of the pupil's
+attention). The target is a constant: nothing is differentiated through the teacher.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ CAP = 100.0
 
 
 class Teacher(NamedTuple):
-    """A rule to imitate, with its weights, and whether each tensor counts the same."""
+    """A rule to imitate, with its weights, and whether gaps are taken by tensor."""
 
     rule: UpdateRule
     weights: Weights
@@ -61,7 +62,7 @@ class Imitation:
         learned: folder of a learned teacher's weights, relative to the recipe; it then takes the
             place of `teacher`.
         odd: imitate the odd part of a learned `l2l`, (step(g) - step(-g)) / 2.
-        per_tensor: the gap is the mean of those of the tensors, in place of that of the whole step.
+        per_tensor: the gap is a mean of those of the tensors, in place of that of the whole step.
     """
 
     weight: float = 0.0
@@ -121,7 +122,9 @@ class Lesson:
         self.teacher = teacher.rule
         self._weights = {key: value.to(carry.theta) for key, value in teacher.weights.items()}
         self._layout = Layout(self.teacher, runs.start(), len(runs.lead))
-        self._groups = self._layout.sizes if teacher.per_tensor else [self._layout.coordinates]
+        self._groups = self._layout.sizes if teacher.per_tensor else (self._layout.coordinates,)
+        counts = torch.tensor(self._groups, device=carry.theta.device).add(1.0).log()
+        self._shares = counts / counts.sum()
         if state is None or carry.step == 0:
             state = initial_state(self.teacher, carry.theta, self._layout)
         self.state: State = state
@@ -139,13 +142,13 @@ class Lesson:
     def gap(self, steps: Tensor, targets: Tensor) -> Tensor:
         """Of steps `(..., N)` to targets of the same shape, `(...)`; see the module."""
         pairs = zip(steps.split(self._groups, -1), targets.split(self._groups, -1), strict=True)
-        return torch.stack([gap(*pair) for pair in pairs]).mean(0)
+        return torch.stack([gap(*pair) for pair in pairs], dim=-1) @ self._shares.to(steps)
 
     def gap_gradient(self, steps: Tensor, targets: Tensor) -> Tensor:
         """Its gradient with respect to the steps, `(..., N)`."""
-        parts = targets.split(self._groups, -1)
-        squares = [_square(part).unsqueeze(-1).expand_as(part) for part in parts]
-        return 2 * (steps - targets) / torch.cat(squares, dim=-1) / len(self._groups)
+        parts = zip(targets.split(self._groups, -1), self._shares.to(steps), strict=True)
+        scales = [(share / _square(x)).unsqueeze(-1).expand_as(x) for x, share in parts]
+        return 2 * (steps - targets) * torch.cat(scales, dim=-1)
 
 
 def gap(steps: Tensor, targets: Tensor) -> Tensor:

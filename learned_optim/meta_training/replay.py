@@ -83,6 +83,30 @@ def replay(rule: UpdateRule, weights: Weights, recording: Recording) -> Weights:
     }
 
 
+def sampled(rule: UpdateRule, recording: Recording, count: int, rng: torch.Generator) -> Recording:
+    """At most `count` coordinates of each tensor, the cotangents scaled so that the mean stays.
+
+    Raises:
+        ValueError: the rule is not coordinatewise.
+    """
+    if not rule.coordinatewise:
+        raise ValueError(f"sample is for coordinatewise rules, which {rule.name} is not")
+    first, picks, scales = 0, [], []
+    for size in recording.layout.sizes:
+        picked = torch.randperm(size, generator=rng)[:count]
+        picks.append(first + picked)
+        scales.append(torch.full((len(picked),), size / max(1, len(picked))))
+        first += size
+    index, scale = (torch.cat(x).to(recording.grads.device) for x in (picks, scales))
+    return recording._replace(
+        grads=recording.grads[..., index],
+        params=recording.params[..., index],
+        cotangents=recording.cotangents[..., index] * scale,
+        state={key: value[..., index].contiguous() for key, value in recording.state.items()},
+        layout=Layout(rule, {"sample": recording.params.new_zeros(len(index))}, 0),
+    )
+
+
 def _replay_parts(rule: ByLayer, weights: Weights, recording: Recording) -> Weights:
     """`replay`, each part on its own coordinates."""
     layout, sets = recording.layout, rule.split(weights)

@@ -14,7 +14,8 @@ from learned_optim.meta_training.adjoint import window_gradient
 from learned_optim.meta_training.estimators.base import Estimate, GradientEstimator
 from learned_optim.meta_training.layout import Layout
 from learned_optim.meta_training.meta_loss import MetaLoss
-from learned_optim.meta_training.replay import Recording, cotangents, replay
+from learned_optim.meta_training.replay import Recording, cotangents, replay, sampled
+from learned_optim.meta_training.seeding import generator
 from learned_optim.meta_training.tape import Tape, fits
 from learned_optim.meta_training.truncation import Worker
 from learned_optim.meta_training.unroll import Carry, advance, arrive
@@ -36,6 +37,9 @@ class TBPTT(GradientEstimator):
         second_derivatives: differentiate through the optimizee's gradients, by the reverse sweep of
             `learned_optim.meta_training.adjoint`.
         tell_horizon: give the rule the length of the episode.
+        sample: coordinates of each tensor whose steps are differentiated, drawn anew for every
+            window; 0 takes all. Unbiased, and as much cheaper as there are fewer: the steps of a
+            coordinatewise rule depend on the meta-parameters each by itself.
     """
 
     name: ClassVar[str] = "tbptt"
@@ -43,10 +47,16 @@ class TBPTT(GradientEstimator):
     unroll: int = 20
     second_derivatives: bool = False
     tell_horizon: bool = False
+    sample: int = 0
 
     def __post_init__(self) -> None:
         if self.unroll < 1:
             raise ValueError(f"unroll must be at least 1 but is {self.unroll}")
+        if self.sample < 0 or (self.sample and self.second_derivatives):
+            raise ValueError(
+                "sample must be 0 or more, and 0 with second_derivatives, which tie the "
+                f"coordinates together, but is {self.sample}"
+            )
 
     def estimate(
         self, rule: UpdateRule, weights: Weights, worker: Worker, meta_loss: MetaLoss
@@ -78,7 +88,7 @@ class TBPTT(GradientEstimator):
         told = worker.total_steps if self.tell_horizon else None
         start = worker.current(rule)
         tape = None
-        if not self.second_derivatives and tape_pays(rule, start, length):
+        if not self.second_derivatives and not self.sample and tape_pays(rule, start, length):
             tape = Tape(rule, weights, worker.layout, start, told)
         carries = _forward(rule, weights, worker, length, told, tape)
         distance, pulls = _imitate(worker, carries, told)
@@ -96,7 +106,11 @@ class TBPTT(GradientEstimator):
             if tape is not None:
                 gradient = tape.gradient(wanted)
             else:
-                gradient = _replay(rule, weights, worker.layout, carries, wanted, told)
+                recording = _record(worker.layout, carries, wanted, told)
+                if self.sample:
+                    path = (worker.seed, worker.index, worker.episode, start.step)
+                    recording = sampled(rule, recording, self.sample, generator("sample", *path))
+                gradient = replay(rule, weights, recording)
         return gradient, losses, distance
 
 
@@ -127,15 +141,10 @@ def _forward(
     return carries
 
 
-def _replay(
-    rule: UpdateRule,
-    weights: Weights,
-    layout: Layout,
-    carries: Sequence[Carry],
-    wanted: Tensor,
-    told: int | None,
-) -> Weights:
-    recording = Recording(
+def _record(
+    layout: Layout, carries: Sequence[Carry], wanted: Tensor, told: int | None
+) -> Recording:
+    return Recording(
         grads=torch.stack([carry.grad for carry in carries[:-1]]),
         params=torch.stack([carry.theta for carry in carries[:-1]]),
         cotangents=wanted,
@@ -144,7 +153,6 @@ def _replay(
         first_step=carries[0].step + 1,
         total_steps=told,
     )
-    return replay(rule, weights, recording)
 
 
 def _imitate(
