@@ -366,8 +366,12 @@ def test_other_cases_of_the_same_weights_stay_in_the_file(tmp_path, monkeypatch)
     assert cases() == ["mnist_base"]
     assert cases("--variants") == list(mnist.CASES)
     assert cases() == list(mnist.CASES)
-    write_json(path, json.loads(path.read_text()) | {"weights_sha256": {"learned": "other"}})
-    assert cases() == ["mnist_base"]
+    content = json.loads(path.read_text())
+    for name in ("mnist_relu", "mnist_2_layers"):
+        content["cases"][name]["weights_sha256"] = {"learned": "other"}
+    del content["cases"]["mnist_40_hidden"]["weights_sha256"]
+    write_json(path, content)
+    assert cases() == ["mnist_base", "mnist_base_200"]
 
 
 def test_the_cases_are_those_of_the_paper():
