@@ -61,11 +61,7 @@ def paper_ratio(case: Mapping[str, Any], stated: float | None) -> float | None:
 
 
 # Of learned rules beside the one that was trained for the experiment.
-KINDS = {
-    "learned-sub": ", LSTM-sub",
-    "learned-mnist": ", rule of MNIST",
-    "learned-taught": ", taught",
-}
+KINDS = {"learned-sub": ", LSTM-sub", "learned-mnist": ", rule of MNIST"}
 
 
 def comparison_rows(content: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 
 import pytest
 import torch
@@ -114,17 +113,20 @@ def test_a_rule_that_is_its_own_teacher_has_no_gap_and_one_that_stands_still_has
         assert estimate.stats["imitation"] < 1e-4, name
 
 
-def test_with_per_tensor_a_tensor_counts_by_the_log_of_its_coordinates():
+def test_with_per_tensor_matrices_count_alike_and_vectors_a_tenth():
     worker = make_worker(1.0)
     carry = worker.current(TEACHER)
     sizes = worker.layout.sizes
-    logs = [math.log(1 + size) for size in sizes]
+    counts = [1.0 if len(shape) > 1 else 0.1 for shape in worker.layout.shapes]
     targets = torch.randn(carry.theta.shape, generator=torch.Generator().manual_seed(0)).sign()
     for index, size in enumerate(sizes):
         steps = [*targets.split(sizes, -1)]
         steps[index] = torch.zeros_like(steps[index])
         wrong = torch.cat(steps, -1).requires_grad_()
-        for per_tensor, expected in ((True, logs[index] / sum(logs)), (False, size / sum(sizes))):
+        for per_tensor, expected in (
+            (True, counts[index] / sum(counts)),
+            (False, size / sum(sizes)),
+        ):
             lesson = Lesson(as_drawn(TEACHER)._replace(per_tensor=per_tensor), worker.runs, carry)
             found = lesson.gap(wrong, targets)
             assert found.tolist() == pytest.approx([expected] * 3)

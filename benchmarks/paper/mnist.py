@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.learned import PRETRAINED, Learned, find_weights
+from benchmarks.learned import Learned
 from benchmarks.paper import report
 from benchmarks.paper.comparison import Case, compare
 from benchmarks.plotting import loss_curves
@@ -29,11 +29,8 @@ from benchmarks.results import provenance, write_json
 from benchmarks.runs import dataset_loss
 from benchmarks.tuning import Grid
 from learned_optim.tasks import MnistMLP
-from learned_optim.weights import load_folder
 
 BUNDLED = "l2l-mnist"
-# The same network of cells taught by a hand-written rule that has a rate for each layer.
-TAUGHT = "l2l-mnist-taught"
 
 GRID = Grid(
     {
@@ -96,8 +93,6 @@ def measure(arguments: argparse.Namespace, path: Path) -> None:
     Other cases that the file holds are kept if all rules in them are what they were.
     """
     rules = report.rules(arguments.weights, BUNDLED)
-    if arguments.weights is None and find_weights(TAUGHT):
-        rules["learned-taught"] = load_folder(PRETRAINED / TAUGHT)
     makers = {key: (lambda rule=rule: Learned(rule)) for key, rule in rules.items()}
     hashes = {key: rule.sha256 for key, rule in rules.items()}
     saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

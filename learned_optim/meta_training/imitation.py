@@ -14,9 +14,9 @@ The term that is added to the meta-loss is `strength * mean over the window of g
 
 for each run: 1 for a rule that does nothing, 0 for a perfect pupil, whatever the task's scale.
 Where tensors differ in size by orders of magnitude, as the layers of a network do, the small ones
-would not be learned; `per_tensor` takes the gap of each tensor and then their mean, each weighted
-by the log of its coordinates (alike, a layer's few biases would take half of the pupil's
-attention). The target is a constant: nothing is differentiated through the teacher.
+would not be learned; `per_tensor` takes the gap of each tensor and then their mean, in which a
+vector counts a tenth of a matrix: the biases' gaps are the largest, and alike they would take most
+of the pupil's attention. The target is a constant: nothing is differentiated through the teacher.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from learned_optim.rules import L2L, Adam, Coordinates, State, UpdateRule, Weigh
 
 # Rules that are good as they are drawn; `default` then is its hand rule.
 TEACHERS = ("adam", "default", "layered", "learnable_sgd")
+VECTOR = 0.1  # what the gap of a vector counts beside that of a matrix
 # A gap counts at most this much: a diverging pupil is the meta-loss's business.
 CAP = 100.0
 
@@ -123,7 +124,8 @@ class Lesson:
         self._weights = {key: value.to(carry.theta) for key, value in teacher.weights.items()}
         self._layout = Layout(self.teacher, runs.start(), len(runs.lead))
         self._groups = self._layout.sizes if teacher.per_tensor else (self._layout.coordinates,)
-        counts = torch.tensor(self._groups, device=carry.theta.device).add(1.0).log()
+        shapes = self._layout.shapes if teacher.per_tensor else ((1, 1),)
+        counts = carry.theta.new_tensor([1.0 if len(shape) > 1 else VECTOR for shape in shapes])
         self._shares = counts / counts.sum()
         if state is None or carry.step == 0:
             state = initial_state(self.teacher, carry.theta, self._layout)
@@ -142,11 +144,11 @@ class Lesson:
     def gap(self, steps: Tensor, targets: Tensor) -> Tensor:
         """Of steps `(..., N)` to targets of the same shape, `(...)`; see the module."""
         pairs = zip(steps.split(self._groups, -1), targets.split(self._groups, -1), strict=True)
-        return torch.stack([gap(*pair) for pair in pairs], dim=-1) @ self._shares.to(steps)
+        return torch.stack([gap(*pair) for pair in pairs], dim=-1) @ self._shares
 
     def gap_gradient(self, steps: Tensor, targets: Tensor) -> Tensor:
         """Its gradient with respect to the steps, `(..., N)`."""
-        parts = zip(targets.split(self._groups, -1), self._shares.to(steps), strict=True)
+        parts = zip(targets.split(self._groups, -1), self._shares, strict=True)
         scales = [(share / _square(x)).unsqueeze(-1).expand_as(x) for x, share in parts]
         return 2 * (steps - targets) * torch.cat(scales, dim=-1)
 
