@@ -123,9 +123,12 @@ class Lesson:
         self.teacher = teacher.rule
         self._weights = {key: value.to(carry.theta) for key, value in teacher.weights.items()}
         self._layout = Layout(self.teacher, runs.start(), len(runs.lead))
-        self._groups = self._layout.sizes if teacher.per_tensor else (self._layout.coordinates,)
-        shapes = self._layout.shapes if teacher.per_tensor else ((1, 1),)
-        counts = carry.theta.new_tensor([1.0 if len(shape) > 1 else VECTOR for shape in shapes])
+        self._groups: tuple[int, ...] = (self._layout.coordinates,)
+        counts = carry.theta.new_ones(1)
+        if teacher.per_tensor:
+            self._groups = self._layout.sizes
+            matrices = [len(shape) > 1 for shape in self._layout.shapes]
+            counts = carry.theta.new_tensor([1.0 if matrix else VECTOR for matrix in matrices])
         self._shares = counts / counts.sum()
         if state is None or carry.step == 0:
             state = initial_state(self.teacher, carry.theta, self._layout)
