@@ -56,13 +56,13 @@ def draw(rule, n, lead=(), seed=0):
     return grads, state, cotangents, torch.randn(*lead, rows, n, generator=generator)
 
 
-def reference(rule, weights, inputs):
+def reference(rule, weights, inputs, widths=None):
     """Gradients by the weights (flat), the gradients and the state, by autograd in float64."""
     weights = {name: value.double().requires_grad_() for name, value in weights.items()}
     grads, state, step_cotangents, state_cotangents = (each.double() for each in inputs)
     grads.requires_grad_()
     state.requires_grad_()
-    coords = Coordinates(grads, grads)
+    coords = Coordinates(grads, grads, None if widths is None else widths.double())
     step, after = rule.update(coords, {"cell": state}, grads.new_zeros(0, 1), weights)
     loss = (step * step_cotangents).sum() + (after["cell"] * state_cotangents).sum()
     names = rule.weight_shapes()
@@ -197,3 +197,21 @@ def test_wrong_arguments_are_refused(change, message):
     arguments = dict(zip(names, draw(rule, 5), strict=True)) | {"weights": flat}
     with pytest.raises(ValueError, match=message):
         kernels.lstm_vjp(**(arguments | sizes | change))
+
+
+@pytest.mark.parametrize("lead", [(), (3,)])
+def test_widths_give_the_derivative_of_smoothed_features(level, lead):
+    rule, weights, flat, sizes = make(2, 8)
+    inputs = draw(rule, 77, lead)
+    widths = inputs[0].abs() + 1e-5  # of the gradients' own size, where it matters most
+    wanted_weights, wanted_grads, wanted_state = reference(rule, weights, inputs, widths)
+    weight_grads, grads, state = kernels.lstm_vjp(*inputs, weights=flat, widths=widths, **sizes)
+    assert_close(weight_grads, torch.cat([part.flatten() for part in wanted_weights]))
+    assert_close(grads * widths, wanted_grads * widths)
+    assert_close(state, wanted_state)
+
+
+def test_widths_of_another_shape_are_refused():
+    rule, _, flat, sizes = make(1, 4)
+    with pytest.raises(ValueError, match="widths"):
+        kernels.lstm_vjp(*draw(rule, 9), weights=flat, widths=torch.ones(8), **sizes)

@@ -338,3 +338,36 @@ def test_log_uniform_horizons_stay_in_range_and_spread_evenly_in_the_logarithm()
     assert max(drawn) <= 1000
     assert sum(steps < 100 for steps in drawn) / 2000 == pytest.approx(0.5, abs=0.04)
     assert math.isclose(LogUniform(7, 7).sample(rng), 7)
+
+
+def test_smoothed_features_give_the_same_gradient_with_and_without_kernels(monkeypatch):
+    rule = L2L(layers=1, hidden=6)
+    weights, found = draw(rule), []
+    for available in (True, False):
+        if not available:
+            monkeypatch.setattr(kernels, "available", lambda: False)
+        estimator = TBPTT(unroll=9, second_derivatives=True, smoothing=0.3)
+        worker = Worker(SMALL, 3, Constant(9), 1, 0)
+        found.append(estimator.estimate(rule, weights, worker, Sum(late=1.0)).grads)
+    exact = TBPTT(unroll=9, second_derivatives=True).estimate(
+        rule, weights, Worker(SMALL, 3, Constant(9), 1, 0), Sum(late=1.0)
+    )
+    for key, value in found[0].items():
+        size = float(value.abs().max())
+        torch.testing.assert_close(found[1][key], value, rtol=0, atol=1e-3 * size)
+        assert (exact.grads[key] - value).abs().max() > 0.01 * size  # so it does make a difference
+
+
+def test_later_losses_weigh_more():
+    losses = torch.arange(1.0, 9.0).view(4, 2)
+    expected = (losses * torch.tensor([[0.25], [0.5], [0.75], [1.0]]) ** 2).sum(0)
+    torch.testing.assert_close(Sum(late=2.0)(losses), expected)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"smoothing": 0.5}, {"smoothing": -1.0, "second_derivatives": True}, {"tell_horizon": 2.0}],
+)
+def test_what_truncated_backpropagation_cannot_do_is_refused(wrong):
+    with pytest.raises(ValueError, match="smoothing|tell_horizon"):
+        TBPTT(**wrong)

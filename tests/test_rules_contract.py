@@ -208,7 +208,7 @@ def test_a_step_keeps_the_layout_of_the_state_and_changes_nothing_that_it_is_giv
     weights = weights_of(rule)
     _, state = run(rule, weights)
     coords = Coordinates(draw((N,), 50), draw((N,), 51))
-    given = [*coords, *state.values(), *weights.values()]
+    given = [coords.grad, coords.param, *state.values(), *weights.values()]
     copies = [t.clone() for t in given]
     step, new = whole_step(rule, coords, state, torch.tensor(4.0), weights)
     assert all(torch.equal(a, b) for a, b in zip(given, copies, strict=True))

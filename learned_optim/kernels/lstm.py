@@ -97,6 +97,7 @@ def lstm_vjp(
     hidden: int,
     p: float | None,
     scale: float = 1.0,
+    widths: Tensor | None = None,
     threads: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Vector-Jacobian product of one step with respect to the weights, gradients and state.
@@ -118,6 +119,8 @@ def lstm_vjp(
         hidden: H.
         p: as in `lstm_bptt`.
         scale: as in `lstm_bptt`.
+        widths: as `grads`, positive; the features' derivative is then that of
+            `features.log_sign_smoothed`.
         threads: torch's number by default; the result does not depend on it.
 
     Returns:
@@ -138,6 +141,8 @@ def lstm_vjp(
     check_float32("step_cotangents", step_cotangents, (*lead, coordinates))
     check_float32("state_cotangents", state_cotangents, rows)
     check_float32("weights", weights, (weight_count(layers, hidden, cells.inputs),))
+    if widths is not None:
+        check_float32("widths", widths, (*lead, coordinates))
     found = torch.empty_like(weights), torch.empty_like(grads), torch.empty_like(state)
     weight_grads, grad_cotangents, state_cotangents_before = found
     arguments = native.VjpArguments(
@@ -148,6 +153,7 @@ def lstm_vjp(
         step_cotangents=step_cotangents.data_ptr(),
         state_cotangents=state_cotangents.data_ptr(),
         weights=weights.data_ptr(),
+        widths=None if widths is None else widths.data_ptr(),
         weight_grads=weight_grads.data_ptr(),
         grad_cotangents=grad_cotangents.data_ptr(),
         state_cotangents_before=state_cotangents_before.data_ptr(),

@@ -59,6 +59,7 @@ class VjpArguments(ctypes.Structure):
         ("step_cotangents", _Pointer),
         ("state_cotangents", _Pointer),
         ("weights", _Pointer),
+        ("widths", _Pointer),
         ("weight_grads", _Pointer),
         ("grad_cotangents", _Pointer),
         ("state_cotangents_before", _Pointer),

@@ -148,6 +148,7 @@ def step_vjp(
     state: State,
     step_bar: Tensor,
     state_bar: State,
+    widths: Tensor | None = None,
 ) -> tuple[Weights, Tensor, State] | None:
     """VJP of one step: cotangents of weights, gradient `(R, N)` and state `(R, S, N)`."""
     if type(rule) is not L2L or not applies(rule, grad):
@@ -158,6 +159,7 @@ def step_vjp(
         step_bar.contiguous(),
         state_bar["cell"].contiguous(),
         _flatten(rule, weights),
+        widths=widths,
         **_numbers(rule),
     )
     return _named(rule, flat_bar), grad_bar, {"cell": rows_bar}

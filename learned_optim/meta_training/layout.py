@@ -58,7 +58,7 @@ class Layout:
         """`rule.summarize` of each tensor, `(*lead, K, T)`."""
         if not rule.summary_size:
             return coords.grad.new_zeros((*coords.grad.shape[:-1], 0, len(self.sizes)))
-        grads, params = (x.split(self.sizes, dim=-1) for x in coords)
+        grads, params = (x.split(self.sizes, dim=-1) for x in (coords.grad, coords.param))
         states = {key: value.split(self.sizes, dim=-1) for key, value in state.items()}
         parts = [
             rule.summarize(Coordinates(grads[i], params[i]), {k: v[i] for k, v in states.items()})

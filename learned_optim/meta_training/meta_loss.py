@@ -30,13 +30,27 @@ class MetaLoss(ABC):
 
 @dataclass(frozen=True)
 class Sum(MetaLoss):
-    """The sum over the window, the paper's choice (equation 3 with w_t = 1)."""
+    """The weighted sum over the window, the paper's equation 3.
+
+    Args:
+        late: power of the weights `w_t = (t / T)^late`; 0 is the paper's choice, w_t = 1.
+    """
 
     name: ClassVar[str] = "sum"
 
+    late: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.late <= 100:
+            raise ValueError(f"late must be in [0, 100] but is {self.late}")
+
     def __call__(self, losses: Tensor) -> Tensor:
         """See `MetaLoss`."""
-        return losses.sum(0)
+        if not self.late:
+            return losses.sum(0)
+        count = losses.shape[0]
+        times = torch.arange(1, count + 1, device=losses.device, dtype=losses.dtype) / count
+        return torch.tensordot(times**self.late, losses, 1)
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,7 @@ def _apply_parts(
             rule.part,
             sets[part],
             layout,
-            Coordinates(*(routing.take(tensor, part) for tensor in coords)),
+            Coordinates(*(x if x is None else routing.take(x, part) for x in coords)),
             {key: routing.take(value, part) for key, value in state.items()},
             clock,
         )

@@ -46,10 +46,17 @@ class StateSpec(NamedTuple):
 
 
 class Coordinates(NamedTuple):
-    """What the coordinates see: gradient and parameter, `(..., N)` each."""
+    """What the coordinates see, `(..., N)` each.
+
+    Attributes:
+        grad: the gradient.
+        param: the parameter.
+        widths: for meta-training alone, see `features.log_sign`; it changes no value.
+    """
 
     grad: Tensor
     param: Tensor
+    widths: Tensor | None = None
 
 
 class Clock(NamedTuple):

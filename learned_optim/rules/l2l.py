@@ -133,7 +133,7 @@ class L2L(UpdateRule):
     ) -> tuple[Tensor, State]:
         """Features, stacked cells, head: see `UpdateRule.update`."""
         if self.preprocess == "log_sign":
-            h = features.log_sign(coords.grad, self.p)
+            h = features.log_sign(coords.grad, self.p, coords.widths)
         else:
             h = features.raw(coords.grad)
         function = CELLS[self.cell].function

@@ -86,4 +86,11 @@ INLINE vf log_sign_backward(vf g, const LogSign& f, vf dm, vf dd) {
   return ratio < -1.0f ? dd * f.exp_p : dm * f.inverse_p / g;
 }
 
+// The same of smoothed features: log sqrt(g^2 + h^2) / p, and the sign convolved with a density of
+// width h > 0, (2 / pi) h^3 / (g^2 + h^2)^2.
+INLINE vf log_sign_smoothed_backward(vf g, vf h, const LogSign& f, vf dm, vf dd) {
+  vf r = 1.0f / (g * g + h * h), near = h * r;
+  return dm * f.inverse_p * g * r + dd * 1.27323954f * near * near * h;
+}
+
 }  // namespace

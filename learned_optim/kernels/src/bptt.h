@@ -27,6 +27,7 @@ struct Bptt {
   float* last_state;                        // (P, S, N) or null
   float* first_state_cotangents;            // (P, S, N), with one step only, or null
   float* grad_cotangents;                   // (P, N), likewise
+  const float* widths;                      // (P, N) of the smoothed features, or null
   float scale;
   Packed packed;
   double* partial;  // per chunk: shape.weights() sums
@@ -291,8 +292,12 @@ inline void store_last_state(const Bptt& job, const Tile& tile, const Place& at)
 inline void store_cotangents(const Bptt& job, const Tile& tile, const Place& at) {
   const int hidden = job.shape.hidden;
   const long n = job.coordinates;
-  float row[TV];
-  features_backward(job.shape, tile.grads, tile.d_features, row);
+  float row[TV], widths[TV];
+  if (job.widths) {
+    for (long i = 0; i < TV; i++) widths[i] = 1.0f;  // beyond the last coordinate
+    gather_rows(job.widths + at.lead * n + at.first, n, 1, at.valid, widths);
+  }
+  features_backward(job.shape, tile.grads, job.widths ? widths : nullptr, tile.d_features, row);
   scatter_rows(row, n, 1, at.valid, job.grad_cotangents + at.lead * n + at.first);
   for_state(job, at, [&](long l, long h, long c) {
     scatter_rows(tile.layer[l].dh, n, hidden, at.valid, job.first_state_cotangents + h);

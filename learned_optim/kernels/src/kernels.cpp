@@ -42,6 +42,7 @@ int vjp(const CellsArguments* cells, const VjpArguments* a) {
   job.state_cotangents = a->state_cotangents;
   job.grad_cotangents = a->grad_cotangents;
   job.first_state_cotangents = a->state_cotangents_before;
+  job.widths = a->widths;
   job.scale = a->scale;
   return run_bptt(job, a->weights, a->weight_grads, a->threads);
 }

@@ -215,13 +215,18 @@ INLINE void features(const Shape& shape, const float* grad, float* x) {
   }
 }
 
-// The gradient by the row of TV gradients from that by their features, `dx`.
-INLINE void features_backward(const Shape& shape, const float* grad, const float* dx, float* out) {
+// The gradient by the row of TV gradients from that by their features, `dx`; of smoothed features
+// where there are `widths`.
+INLINE void features_backward(const Shape& shape, const float* grad, const float* widths,
+                              const float* dx, float* out) {
 #pragma GCC unroll 8
   for (int v = 0; v < V; v++) {
     vf d = load(dx + v * W);
-    if (shape.inputs == 2)
-      d = log_sign_backward(load(grad + v * W), shape.features, d, load(dx + TV + v * W));
+    if (shape.inputs == 2) {
+      vf g = load(grad + v * W), dd = load(dx + TV + v * W);
+      d = widths ? log_sign_smoothed_backward(g, load(widths + v * W), shape.features, d, dd)
+                 : log_sign_backward(g, shape.features, d, dd);
+    }
     store(out + v * W, d);
   }
 }

@@ -19,6 +19,7 @@ struct BpttArguments {
 struct VjpArguments {
   int64_t leads, coordinates;
   const float *grads, *state, *step_cotangents, *state_cotangents, *weights;
+  const float* widths;  // of the smoothed features, or null
   float *weight_grads, *grad_cotangents, *state_cotangents_before;
   float scale;
   int32_t threads;

@@ -6,7 +6,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
+
 from learned_optim.meta_training.meta_loss import MetaLoss
+from learned_optim.meta_training.seeding import generator
 from learned_optim.meta_training.truncation import Worker
 from learned_optim.rules import UpdateRule, Weights
 
@@ -51,3 +54,23 @@ class GradientEstimator(ABC):
         self, rule: UpdateRule, weights: Weights, worker: Worker, meta_loss: MetaLoss
     ) -> Estimate:
         """Advance the worker by one window and estimate its meta-gradient."""
+
+
+def told_horizon(worker: Worker, share: float) -> int | None:
+    """The episode's length if the rule is told it, as it is in a share of all episodes."""
+    rng = generator("told", worker.seed, worker.index, worker.episode)
+    return worker.total_steps if torch.rand((), generator=rng) < share else None
+
+
+def only_those(values: Weights, beginnings: tuple[str, ...]) -> Weights:
+    """Zero where a name begins with none of `beginnings`; all of them as they are without any.
+
+    Raises:
+        ValueError: if no name begins with any of them.
+    """
+    if not beginnings:
+        return values
+    chosen = [key for key in values if key.startswith(beginnings)]
+    if not chosen:
+        raise ValueError(f"no meta-parameter begins with any of {beginnings}: {list(values)}")
+    return {k: v if k in chosen else torch.zeros_like(v) for k, v in values.items()}

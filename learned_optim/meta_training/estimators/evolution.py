@@ -26,7 +26,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learned_optim.meta_training.estimators.base import Estimate, GradientEstimator
+from learned_optim.meta_training.estimators.base import (
+    Estimate,
+    GradientEstimator,
+    only_those,
+    told_horizon,
+)
 from learned_optim.meta_training.imitation import CAP
 from learned_optim.meta_training.meta_loss import MetaLoss
 from learned_optim.meta_training.seeding import generator
@@ -128,7 +133,7 @@ class Evolution(GradientEstimator):
         self, rule: UpdateRule, weights: Weights, worker: Worker, length: int
     ) -> tuple[Tensor, Tensor]:
         """Advance the worker; the losses, `(T, R, 2)`, and the mean gaps to a teacher, `(R, 2)`."""
-        told = self._told(worker)
+        told = told_horizon(worker, self.tell_horizon)
         carry, losses = worker.current(rule, perturbations=PAIR), []
         if carry.step == 0:
             worker.extra["first_loss"] = carry.loss
@@ -147,10 +152,6 @@ class Evolution(GradientEstimator):
         worker.taught(lesson)
         return torch.stack(losses), gaps
 
-    def _told(self, worker: Worker) -> int | None:
-        rng = generator("told", worker.seed, worker.index, worker.episode)
-        return worker.total_steps if torch.rand((), generator=rng) < self.tell_horizon else None
-
     def _cap(self, losses: Tensor, worker: Worker) -> tuple[Tensor, Tensor]:
         limit = self.loss_cap * worker.extra["first_loss"].abs()
         broken = ~losses.isfinite()
@@ -163,7 +164,8 @@ class Evolution(GradientEstimator):
     def _window_weight(self, worker: Worker) -> float:
         step = worker.carry.step if worker.carry is not None else 0
         untold, told = self._lates
-        return (step / worker.total_steps) ** (untold if self._told(worker) is None else told)
+        known = told_horizon(worker, self.tell_horizon)
+        return (step / worker.total_steps) ** (untold if known is None else told)
 
     @property
     def _lates(self) -> tuple[float, float]:
@@ -177,9 +179,4 @@ class Evolution(GradientEstimator):
             key: torch.randn((runs, *value.shape), generator=rng).to(value)
             for key, value in weights.items()
         }
-        if not self.only:
-            return noise
-        chosen = [key for key in noise if key.startswith(self.only)]
-        if not chosen:
-            raise ValueError(f"no meta-parameter begins with any of {self.only}: {list(noise)}")
-        return {k: v if k in chosen else torch.zeros_like(v) for k, v in noise.items()}
+        return only_those(noise, self.only)

@@ -11,7 +11,12 @@ from torch import Tensor
 
 from learned_optim.meta_training import fused
 from learned_optim.meta_training.adjoint import window_gradient
-from learned_optim.meta_training.estimators.base import Estimate, GradientEstimator
+from learned_optim.meta_training.estimators.base import (
+    Estimate,
+    GradientEstimator,
+    only_those,
+    told_horizon,
+)
 from learned_optim.meta_training.layout import Layout
 from learned_optim.meta_training.meta_loss import MetaLoss
 from learned_optim.meta_training.replay import Recording, cotangents, replay, sampled
@@ -36,26 +41,39 @@ class TBPTT(GradientEstimator):
         unroll: steps of a window; the last window of an episode is shorter where it must be.
         second_derivatives: differentiate through the optimizee's gradients, by the reverse sweep of
             `learned_optim.meta_training.adjoint`.
-        tell_horizon: give the rule the length of the episode.
+        tell_horizon: probability that the rule is told the length of the episode (drawn once an
+            episode).
         sample: coordinates of each tensor whose steps are differentiated, drawn anew for every
             window; 0 takes all. Unbiased, and as much cheaper as there are fewer: the steps of a
             coordinatewise rule depend on the meta-parameters each by itself.
+        smoothing: with second derivatives, how far the features are smoothed on the way back, in
+            units of each gradient's root mean square over the window; 0 for their own derivative.
+            See `learned_optim.meta_training.adjoint`, which says why whole episodes need it.
+        only: beginnings of the names of the meta-parameters that are trained; all, if empty.
     """
 
     name: ClassVar[str] = "tbptt"
 
     unroll: int = 20
     second_derivatives: bool = False
-    tell_horizon: bool = False
+    tell_horizon: float = 0.0
     sample: int = 0
+    smoothing: float = 0.0
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.unroll < 1:
-            raise ValueError(f"unroll must be at least 1 but is {self.unroll}")
+        object.__setattr__(self, "only", tuple(self.only))
+        if self.unroll < 1 or not 0 <= self.tell_horizon <= 1:
+            raise ValueError(f"unroll >= 1 and tell_horizon in [0, 1] expected but got {self}")
         if self.sample < 0 or (self.sample and self.second_derivatives):
             raise ValueError(
                 "sample must be 0 or more, and 0 with second_derivatives, which tie the "
                 f"coordinates together, but is {self.sample}"
+            )
+        if not 0 <= self.smoothing <= 10 or (self.smoothing and not self.second_derivatives):
+            raise ValueError(
+                "smoothing must be in [0, 10], and 0 without second_derivatives, which alone see "
+                f"the features' derivative, but is {self.smoothing}"
             )
 
     def estimate(
@@ -85,8 +103,8 @@ class TBPTT(GradientEstimator):
         self, rule: UpdateRule, weights: Weights, worker: Worker, meta_loss: MetaLoss, length: int
     ) -> tuple[Weights, Tensor, dict[str, float]]:
         """The meta-gradient, the losses, and the mean gap to a teacher if there is one."""
-        told = worker.total_steps if self.tell_horizon else None
         start = worker.current(rule)
+        told = told_horizon(worker, self.tell_horizon)
         tape = None
         if not self.second_derivatives and not self.sample and tape_pays(rule, start, length):
             tape = Tape(rule, weights, worker.layout, start, told)
@@ -98,7 +116,15 @@ class TBPTT(GradientEstimator):
         step_weights = meta_loss.step_weights(losses / unit) / (unit * losses[0].numel())
         if self.second_derivatives:
             gradient = window_gradient(
-                rule, weights, worker.runs, worker.layout, carries, step_weights, told, pulls
+                rule,
+                weights,
+                worker.runs,
+                worker.layout,
+                carries,
+                step_weights,
+                told,
+                pulls,
+                smoothing=self.smoothing,
             )
         else:
             wanted = cotangents(step_weights, torch.stack([carry.grad for carry in carries[1:]]))
@@ -111,7 +137,7 @@ class TBPTT(GradientEstimator):
                     path = (worker.seed, worker.index, worker.episode, start.step)
                     recording = sampled(rule, recording, self.sample, generator("sample", *path))
                 gradient = replay(rule, weights, recording)
-        return gradient, losses, distance
+        return only_those(gradient, self.only), losses, distance
 
 
 def tape_pays(rule: UpdateRule, start: Carry, length: int) -> bool:
