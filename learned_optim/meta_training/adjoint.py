@@ -30,9 +30,10 @@ import torch
 from torch import Tensor
 
 from learned_optim.meta_training import fused
+from learned_optim.meta_training.by_part import Routing
 from learned_optim.meta_training.layout import Layout
 from learned_optim.meta_training.unroll import Carry, Runs, apply_rule, make_clock
-from learned_optim.rules import Coordinates, State, UpdateRule, Weights
+from learned_optim.rules import PARTS, ByLayer, Coordinates, State, UpdateRule, Weights
 
 NARROWEST = 1e-5  # of the widths: gradients that are always zero have none of their own
 
@@ -105,6 +106,10 @@ def _rule_vjp(
     widths: Tensor | None = None,
 ) -> tuple[Weights, Tensor, Tensor, State]:
     """Cotangents of weights, gradient, parameters and state, from those of step and new state."""
+    if isinstance(rule, ByLayer):
+        return _parts_vjp(
+            rule, weights, layout, carry, step_bar, state_bar, total_steps, widths
+        )
     compiled = fused.step_vjp(rule, weights, carry.grad, carry.state, step_bar, state_bar, widths)
     if compiled is not None:
         weight_bar, grad_bar, state_bar = compiled
@@ -143,4 +148,44 @@ def _rule_vjp(
         bars[size],
         bars[size + 1],
         dict(zip(carry.state, bars[size + 2 :], strict=True)),
+    )
+
+
+def _parts_vjp(
+    rule: ByLayer,
+    weights: Weights,
+    layout: Layout,
+    carry: Carry,
+    step_bar: Tensor,
+    state_bar: State,
+    total_steps: int | None,
+    widths: Tensor | None,
+) -> tuple[Weights, Tensor, Tensor, State]:
+    """`_rule_vjp`, each part on its own coordinates."""
+    routing, sets = Routing(rule, layout.shapes, layout.sizes), rule.split(weights)
+    found = {
+        part: _rule_vjp(
+            rule.part,
+            sets[part],
+            layout,
+            carry._replace(
+                grad=routing.take(carry.grad, part),
+                theta=routing.take(carry.theta, part),
+                state={key: routing.take(value, part) for key, value in carry.state.items()},
+            ),
+            routing.take(step_bar, part),
+            {key: routing.take(value, part) for key, value in state_bar.items()},
+            total_steps,
+            None if widths is None else routing.take(widths, part),
+        )
+        for part in PARTS
+    }
+    return (
+        rule.joined({part: bars[0] for part, bars in found.items()}),
+        routing.put({part: bars[1] for part, bars in found.items()}),
+        routing.put({part: bars[2] for part, bars in found.items()}),
+        {
+            key: routing.put({part: bars[3][key] for part, bars in found.items()})
+            for key in carry.state
+        },
     )
