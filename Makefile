@@ -43,6 +43,7 @@ results: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.paper.quadratic
 	$(BIN)/python -m benchmarks.paper.mnist --variants
 	$(BIN)/python -m benchmarks.paper.starts
+	$(BIN)/python -m benchmarks.paper.smoothing
 	$(BIN)/python -m benchmarks.paper.trajectories
 	$(BIN)/python -m benchmarks.paper.anatomy
 	$(BIN)/python -m benchmarks.paper.failures

@@ -106,7 +106,7 @@ def _readable_ticks(axes: Axes) -> None:
 
 @contextlib.contextmanager
 def panels(path: Path, columns: int, size: tuple[float, float]) -> Iterator[list[Axes]]:
-    """A row of logarithmic axes to draw on, written as a PNG in the end."""
+    """A row of axes to draw on, mostly logarithmic ones, written as a PNG in the end."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -116,7 +116,8 @@ def panels(path: Path, columns: int, size: tuple[float, float]) -> Iterator[list
         figure, grid = pyplot.subplots(1, columns, figsize=size, squeeze=False)
         yield list(grid[0])
         for axes in grid[0]:
-            _readable_ticks(axes)
+            if axes.get_yscale() == "log":
+                _readable_ticks(axes)
         figure.tight_layout()
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Software": None})

@@ -45,10 +45,10 @@ def log_sign(grad: Tensor, p: float = 10.0, widths: Tensor | None = None) -> Ten
 
 
 def log_sign_smoothed(grad: Tensor, widths: Tensor, p: float = 10.0) -> Tensor:
-    """What `log_sign` is like for a gradient that is known up to noise of some width, `(..., 2, N)`.
+    """What `log_sign` is like for a gradient that is known up to noise of a width, `(..., 2, N)`.
 
-    `(log(g^2 + h^2) / 2p, the mean of sgn(g + h z))` for z of the density 2 / (pi (1 + z^2)^2), whose
-    standard deviation is 1: both are smooth, and the density is a rational function.
+    `(log(g^2 + h^2) / 2p, the mean of sgn(g + h z))` for z of the density 2 / (pi (1 + z^2)^2),
+    whose standard deviation is 1: both are smooth, and the density is a rational function.
 
     Args:
         grad: `(..., N)`, g.

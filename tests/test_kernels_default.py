@@ -87,7 +87,7 @@ class Case:
     @torch.no_grad()
     def expected(self, step: int, total_steps: int | None = None) -> tuple[Tensor, Tensor, State]:
         """The same by the rule in float64."""
-        coords = Coordinates(*(x.double() for x in self.coords))
+        coords = Coordinates(self.coords.grad.double(), self.coords.param.double())
         state, weights = ({k: v.double() for k, v in x.items()} for x in (self.state, self.weights))
         rule, layout = self.rule, self.layout
         per_tensor, own = (
@@ -198,7 +198,8 @@ def test_threads_do_not_change_a_bit():
             *(case.state[key].clone() for key in ("moments", "cell", "gauge", "controller"))
         )
         result = kernels.default_step_(
-            *case.coords,
+            case.coords.grad,
+            case.coords.param,
             state,
             flat,
             sizes=case.layout.sizes,

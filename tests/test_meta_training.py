@@ -369,5 +369,5 @@ def test_later_losses_weigh_more():
     [{"smoothing": 0.5}, {"smoothing": -1.0, "second_derivatives": True}, {"tell_horizon": 2.0}],
 )
 def test_what_truncated_backpropagation_cannot_do_is_refused(wrong):
-    with pytest.raises(ValueError, match="smoothing|tell_horizon"):
+    with pytest.raises(ValueError, match=r"smoothing|tell_horizon"):
         TBPTT(**wrong)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -147,6 +148,23 @@ def starts(folder: Path) -> str:
     return markdown(header, rows)
 
 
+def smoothing(folder: Path) -> str:
+    """A row for each length and width."""
+    rows = [
+        [
+            str(cell["length"]),
+            number(cell["width"]),
+            number(statistics.median_low(cell["norms"])),
+            number(max(cell["norms"])),
+            f"{cell['cosine']:.2f}",
+            f"{cell['change']:+.2f}",
+        ]
+        for cell in _read(folder, "paper_smoothing").get("cells", [])
+    ]
+    header = ["steps", "width", "median norm", "largest", "mean cosine", "change of the sum"]
+    return markdown(header, rows)
+
+
 def ablations(folder: Path) -> str:
     """A row for each variant."""
     content = _read(folder, "paper_ablations")
@@ -192,6 +210,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "failures": failures,
     "sweep": sweep,
     "starts": starts,
+    "smoothing": smoothing,
     "ablations": ablations,
     "attempts": attempts,
     "seconds": seconds,

@@ -11,15 +11,16 @@ Equal to backpropagation through the unrolled loop, but each step is differentia
 rule's part by a kernel where there is one, the optimizee's as a Hessian-vector product, and no
 graph outlives its step.
 
-**Smoothing.** That gradient is exact and useless where the features of a rule are steep: those of the
-paper's rule change by 2 within 1e-4 around a gradient of zero. A gradient falls into that strip once
-in hundreds of steps, with a derivative of 22,000 then, and is blind to the change of sign otherwise; over
-100 steps of the MNIST networks the products of such derivatives reach norms of 10^6, and what they say
-of one episode has nothing to do with another (mean cosine 0.0). But the meta-loss is a mean over minibatches, whose noise
-moves gradients across zero all the time, and it is smooth. So `smoothing` takes the derivative of the features as the mean
-over noise of such a width has it (`features.log_sign_smoothed`), at the values that they really had.
-That is biased by what the width blurs and by the gates' curvature between the two signs; at widths of
-0.3 to 1 times the gradients' root mean square, whole episodes have norms of 30 to 150 and a mean cosine of 0.1 to 0.4.
+**Smoothing.** That gradient is exact and yet useless where the features of a rule are steep. Those
+of the paper's rule change by 2 within 1e-4 around a gradient of zero: a gradient falls into that
+strip once in hundreds of steps, with a slope of 22,000 then, and outside of it the derivative knows
+nothing of the sign. Over 100 steps of the MNIST networks the products of such slopes have norms of
+10^6, and what they say of one episode has nothing to do with the next. But the meta-loss is a mean
+over minibatches, whose noise takes gradients across zero all the time, and as such it is smooth.
+So `smoothing` takes the features' derivative as the mean over noise of some width has it
+(`features.log_sign_smoothed`), at the values that they really had. Biased, by what the width blurs
+and by the curvature of the gates between the two signs; but whole episodes then have norms of tens,
+and agree (`benchmarks/results/paper_smoothing.json`).
 """
 
 from __future__ import annotations
@@ -107,9 +108,7 @@ def _rule_vjp(
 ) -> tuple[Weights, Tensor, Tensor, State]:
     """Cotangents of weights, gradient, parameters and state, from those of step and new state."""
     if isinstance(rule, ByLayer):
-        return _parts_vjp(
-            rule, weights, layout, carry, step_bar, state_bar, total_steps, widths
-        )
+        return _parts_vjp(rule, weights, layout, carry, step_bar, state_bar, total_steps, widths)
     compiled = fused.step_vjp(rule, weights, carry.grad, carry.state, step_bar, state_bar, widths)
     if compiled is not None:
         weight_bar, grad_bar, state_bar = compiled

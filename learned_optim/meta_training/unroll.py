@@ -192,7 +192,11 @@ def _apply_parts(
             rule.part,
             sets[part],
             layout,
-            Coordinates(*(x if x is None else routing.take(x, part) for x in coords)),
+            Coordinates(
+                routing.take(coords.grad, part),
+                routing.take(coords.param, part),
+                None if coords.widths is None else routing.take(coords.widths, part),
+            ),
             {key: routing.take(value, part) for key, value in state.items()},
             clock,
         )
