@@ -3,7 +3,8 @@
     python -m benchmarks.paper.smoothing             measures, three minutes
     python -m benchmarks.paper.smoothing --redraw    the table and the picture from the JSON
 
-At the weights of `pretrained/l2l-mnist`: the gradient of the sum of the losses by the
+At the weights of `pretrained/l2l-mnist-odd`, which owe nothing to it (at those of a finished rule
+there is nothing left to agree on): the gradient of the sum of the losses by the
 meta-parameters (`learned_optim.meta_training.adjoint`), one for each of some episodes, through the
 first 20, 50 or 100 steps, for several widths of smoothing. Are those of different episodes of one
 mind (mean cosine), and of what size? And does it help: the change of the sum over 100 steps on
@@ -88,7 +89,7 @@ def stepped(weights: Weights, direction: Tensor) -> Weights:
 @torch.no_grad()
 def measure(path: Path) -> None:
     """All widths and lengths."""
-    rule = load_bundled("l2l-mnist")
+    rule = load_bundled("l2l-mnist-odd")
     before, cells = loss_sum(rule, dict(rule.weights)), []
     for length in LENGTHS:
         for width in WIDTHS:
