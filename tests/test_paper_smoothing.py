@@ -20,7 +20,6 @@ def test_every_width_and_length_is_measured_and_drawn(monkeypatch, tmp_path, cap
     monkeypatch.setattr(smoothing, "LENGTHS", (3, 6))
     monkeypatch.setattr(smoothing, "WIDTHS", (0.0, 0.1, 1.0))
     monkeypatch.setattr(smoothing, "EPISODES", 2)
-    monkeypatch.setattr(smoothing, "JUDGES", 8)
     monkeypatch.setattr(
         smoothing, "MnistMLP", lambda: MnistMLP(hidden=4, dataset="digits", batch_size=8)
     )
@@ -35,11 +34,3 @@ def test_every_width_and_length_is_measured_and_drawn(monkeypatch, tmp_path, cap
     assert len(capsys.readouterr().out.splitlines()) == 7
     smoothing.draw(content, path.with_suffix(".png"))
     assert path.with_suffix(".png").stat().st_size > 10_000
-
-
-def test_a_step_has_its_length_and_goes_against_the_direction():
-    weights = {"a": torch.ones(3), "b": torch.zeros(2, 2)}
-    direction = torch.arange(7.0)
-    moved = smoothing.stepped(weights, direction)
-    step = torch.cat([(moved[key] - weights[key]).flatten() for key in weights])
-    torch.testing.assert_close(step, -smoothing.STEP * direction / direction.norm())

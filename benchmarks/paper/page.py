@@ -157,11 +157,10 @@ def smoothing(folder: Path) -> str:
             number(statistics.median_low(cell["norms"])),
             number(max(cell["norms"])),
             f"{cell['cosine']:.2f}",
-            f"{cell['change']:+.2f}",
         ]
         for cell in _read(folder, "paper_smoothing").get("cells", [])
     ]
-    header = ["steps", "width", "median norm", "largest", "mean cosine", "change of the sum"]
+    header = ["steps", "width", "median norm", "largest", "mean cosine"]
     return markdown(header, rows)
 
 
