@@ -26,6 +26,7 @@ and agree (`benchmarks/results/paper_smoothing.json`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,8 +73,9 @@ def window_gradient(
     for t in reversed(range(len(carries) - 1)):
         carry = carries[t]
         step_bar = theta_bar if pulls is None else theta_bar + pulls[t]
+        moment = Moment(carry, step_bar, state_bar, widths)
         grads, grad_bar, feature_bar, state_bar = _rule_vjp(
-            rule, weights, layout, carry, step_bar, state_bar, total_steps, widths
+            rule, weights, layout, moment, total_steps
         )
         for key, value in grads.items():
             total[key] += value
@@ -96,19 +98,47 @@ def smoothing_widths(carries: Sequence[Carry], smoothing: float) -> Tensor:
     return squares.mean(0).sqrt_().mul_(smoothing).clamp_(min=NARROWEST)
 
 
+class Moment(NamedTuple):
+    """A step of the rule on the way back.
+
+    Attributes:
+        carry: what the step began with.
+        step_bar: cotangent of the step, `(*lead, N)`.
+        state_bar: cotangents of the state after it.
+        widths: see `smoothing_widths`, or None.
+    """
+
+    carry: Carry
+    step_bar: Tensor
+    state_bar: State
+    widths: Tensor | None
+
+    def of(self, routing: Routing, part: str) -> Moment:
+        """The same of one part's coordinates."""
+
+        def take(state: State) -> State:
+            return {key: routing.take(value, part) for key, value in state.items()}
+
+        carry = self.carry
+        return Moment(
+            carry._replace(
+                theta=routing.take(carry.theta, part),
+                grad=routing.take(carry.grad, part),
+                state=take(carry.state),
+            ),
+            routing.take(self.step_bar, part),
+            take(self.state_bar),
+            None if self.widths is None else routing.take(self.widths, part),
+        )
+
+
 def _rule_vjp(
-    rule: UpdateRule,
-    weights: Weights,
-    layout: Layout,
-    carry: Carry,
-    step_bar: Tensor,
-    state_bar: State,
-    total_steps: int | None,
-    widths: Tensor | None = None,
+    rule: UpdateRule, weights: Weights, layout: Layout, moment: Moment, total_steps: int | None
 ) -> tuple[Weights, Tensor, Tensor, State]:
     """Cotangents of weights, gradient, parameters and state, from those of step and new state."""
     if isinstance(rule, ByLayer):
-        return _parts_vjp(rule, weights, layout, carry, step_bar, state_bar, total_steps, widths)
+        return _parts_vjp(rule, weights, layout, moment, total_steps)
+    carry, step_bar, state_bar, widths = moment
     compiled = fused.step_vjp(rule, weights, carry.grad, carry.state, step_bar, state_bar, widths)
     if compiled is not None:
         weight_bar, grad_bar, state_bar = compiled
@@ -151,32 +181,12 @@ def _rule_vjp(
 
 
 def _parts_vjp(
-    rule: ByLayer,
-    weights: Weights,
-    layout: Layout,
-    carry: Carry,
-    step_bar: Tensor,
-    state_bar: State,
-    total_steps: int | None,
-    widths: Tensor | None,
+    rule: ByLayer, weights: Weights, layout: Layout, moment: Moment, total_steps: int | None
 ) -> tuple[Weights, Tensor, Tensor, State]:
     """`_rule_vjp`, each part on its own coordinates."""
     routing, sets = Routing(rule, layout.shapes, layout.sizes), rule.split(weights)
     found = {
-        part: _rule_vjp(
-            rule.part,
-            sets[part],
-            layout,
-            carry._replace(
-                grad=routing.take(carry.grad, part),
-                theta=routing.take(carry.theta, part),
-                state={key: routing.take(value, part) for key, value in carry.state.items()},
-            ),
-            routing.take(step_bar, part),
-            {key: routing.take(value, part) for key, value in state_bar.items()},
-            total_steps,
-            None if widths is None else routing.take(widths, part),
-        )
+        part: _rule_vjp(rule.part, sets[part], layout, moment.of(routing, part), total_steps)
         for part in PARTS
     }
     return (
@@ -185,6 +195,6 @@ def _parts_vjp(
         routing.put({part: bars[2] for part, bars in found.items()}),
         {
             key: routing.put({part: bars[3][key] for part, bars in found.items()})
-            for key in carry.state
+            for key in moment.state_bar
         },
     )
