@@ -6,8 +6,8 @@
 The paper's LSTM was meta-trained on all labels, its LSTM-sub on the five that neither CIFAR-5 nor
 CIFAR-2 has; its curves of 1000 steps have no numbers, and what can be checked is the order: the
 LSTM below every baseline. Rules `l2l-cifar` and `l2l-cifar-sub` are run where they have weights.
-They have none yet, so the table has `l2l-mnist-odd`: meta-trained on MNIST alone, used at lr = 0.1,
-the better of two values tried on three other runs of CIFAR-10.
+`l2l-cifar-sub` has none yet. Beside them `l2l-mnist-odd`: meta-trained on MNIST alone, used at
+lr = 0.1, the better of two values tried on three other runs of CIFAR-10.
 
 Ours is smaller, for one CPU core: minibatches of 32 instead of 128, 100 steps, which is what the
 rules were meta-trained for. 20 test runs; rates on a grid of 4 a decade, chosen for each data set

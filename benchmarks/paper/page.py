@@ -176,19 +176,6 @@ def ablations(folder: Path) -> str:
     return markdown(["What changes", "variant", "mean loss at step 100 (95 %)", "CPU"], rows)
 
 
-def attempts(folder: Path) -> str:
-    """Validation scores on the way of the meta-trainings that have no weights to show."""
-    rows = []
-    for path in sorted(PRETRAINED.glob("l2l-*/metrics.json")):
-        if (path.parent / "config.json").is_file():
-            continue
-        found = json.loads(path.read_text(encoding="utf-8"))
-        history = found["validation"]["history"]
-        scores = ", ".join(f"{row['step']:.0f}: {number(row['score'])}" for row in history)
-        rows.append([f"`pretrained/{path.parent.name}`", str(found["outer_steps"]), scores])
-    return markdown(["Recipe", "updates", "validation loss after so many updates"], rows)
-
-
 def seconds(folder: Path) -> str:
     """CPU seconds of the result files, and hours of the meta-trainings."""
     rows = [
@@ -211,7 +198,6 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "starts": starts,
     "smoothing": smoothing,
     "ablations": ablations,
-    "attempts": attempts,
     "seconds": seconds,
 }
 
