@@ -146,22 +146,25 @@ def test_second_derivatives_give_the_gradient_of_the_meta_loss_itself():
         assert float(estimate.grads[key].flatten()[index]) == pytest.approx(slope, rel=1e-5)
 
 
+class BowlTask(Task):
+    """f = theta^2 / 2, whose gradient is theta and whose curvature is one."""
+
+    def init(self, generator):
+        return {"theta": torch.randn(3, generator=generator, dtype=torch.float64)}, {}
+
+    def loss(self, params, batch):
+        return 0.5 * (params["theta"] ** 2).sum()
+
+
+class Bowl(TaskFamily):
+    name = "bowl"
+
+    def sample(self, generator):
+        return BowlTask()
+
+
 def test_gradient_descent_on_a_bowl_has_its_closed_form_meta_gradient():
-    """f = theta^2 / 2 with step a: theta_t = (1 - a)^t theta_0, d sum f / d log a by hand."""
-
-    class BowlTask(Task):
-        def init(self, generator):
-            return {"theta": torch.randn(3, generator=generator, dtype=torch.float64)}, {}
-
-        def loss(self, params, batch):
-            return 0.5 * (params["theta"] ** 2).sum()
-
-    class Bowl(TaskFamily):
-        name = "bowl"
-
-        def sample(self, generator):
-            return BowlTask()
-
+    """With step a: theta_t = (1 - a)^t theta_0, d sum f / d log a by hand."""
     rule = LearnableSGD(learning_rate=0.1)
     weights = {key: value.double() for key, value in draw(rule).items()}
     worker = Worker(Bowl(), 1, Constant(5), 0, 0)
@@ -170,6 +173,43 @@ def test_gradient_descent_on_a_bowl_has_its_closed_form_meta_gradient():
     energy, a = float((theta0**2).sum()), float(weights["log_lr"].exp())
     exact = sum(-a * t * (1 - a) ** (2 * t - 1) * energy for t in range(1, 6))
     assert float(estimate.grads["log_lr"]) == pytest.approx(exact, rel=1e-12)
+
+
+def bowl_gradient(theta, a, beta, steps, limit):
+    """Of the sum of the losses of one run with momentum, by log a; the adjoint limited."""
+    path, momenta = [theta], [torch.zeros_like(theta)]
+    for _ in range(steps):
+        momenta.append(beta * momenta[-1] + path[-1])
+        path.append(path[-1] - a * momenta[-1])
+    total, adjoint, momentum_adjoint = 0.0, path[-1], torch.zeros_like(theta)
+    for t in reversed(range(steps)):
+        total -= a * float(momenta[t + 1] @ adjoint)
+        through = momentum_adjoint - a * adjoint
+        adjoint, momentum_adjoint = adjoint + through + path[t], beta * through
+        size = float(adjoint.norm() * path[t].norm())
+        if limit and size > limit:
+            adjoint, momentum_adjoint = adjoint * limit / size, momentum_adjoint * limit / size
+    return total
+
+
+@pytest.mark.parametrize("limit", [0.0, 20.0, 1e12])
+def test_a_limited_adjoint_scales_down_the_runs_that_explode_and_no_others(limit):
+    rule = LearnableSGD(learning_rate=3.5, momentum=0.5)
+    weights = {key: value.double() for key, value in draw(rule).items()}
+    worker = Worker(Bowl(), 2, Constant(7), 0, 0)
+    carry = worker.current(rule)
+    carry.theta[1] *= 1e-5  # explodes as fast, from far below the limit
+    runs = worker.runs
+    runs.initial = {"theta": carry.theta.clone()}
+    worker.layout, worker.carry = begin(rule, runs)
+    estimator = TBPTT(unroll=7, second_derivatives=True, limit=limit)
+    found = estimator.estimate(rule, weights, worker, Sum()).grads["log_lr"]
+    a, beta = float(weights["log_lr"].exp()), float(weights["logit_momentum"].sigmoid())
+    each = [bowl_gradient(theta, a, beta, 7, limit) for theta in carry.theta]
+    free = [bowl_gradient(theta, a, beta, 7, 0.0) for theta in carry.theta]
+    assert float(found) == pytest.approx(sum(each) / 2, rel=1e-9)
+    assert (abs(each[0]) < 0.5 * abs(free[0])) == (limit == 20.0)
+    assert each[1] == free[1]
 
 
 def test_dropping_second_derivatives_is_a_different_gradient():
@@ -366,8 +406,14 @@ def test_later_losses_weigh_more():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"smoothing": 0.5}, {"smoothing": -1.0, "second_derivatives": True}, {"tell_horizon": 2.0}],
+    [
+        {"smoothing": 0.5},
+        {"smoothing": -1.0, "second_derivatives": True},
+        {"tell_horizon": 2.0},
+        {"limit": 1.0},
+        {"limit": -1.0, "second_derivatives": True},
+    ],
 )
 def test_what_truncated_backpropagation_cannot_do_is_refused(wrong):
-    with pytest.raises(ValueError, match=r"smoothing|tell_horizon"):
+    with pytest.raises(ValueError, match=r"smoothing|tell_horizon|limit"):
         TBPTT(**wrong)

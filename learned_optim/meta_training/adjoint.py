@@ -21,6 +21,13 @@ So `smoothing` takes the features' derivative as the mean over noise of some wid
 (`features.log_sign_smoothed`), at the values that they really had. Biased, by what the width blurs
 and by the curvature of the gates between the two signs; but whole episodes then have norms of tens,
 and agree (`benchmarks/results/paper_smoothing.json`).
+
+**Limit.** Where the training itself is at the edge of stability, the adjoint grows from step to
+step on its way back whatever the features are, and a run whose adjoint has grown a thousandfold
+says nothing of the meta-parameters. `limit` bounds, at each step and in each run, the norm of the
+adjoint times that of the parameters (for a logarithmic meta-loss: its change if all parameters
+change by their own size), and scales the state's adjoint along. So the earlier steps of such a
+run count less, and those of a tame one in full: truncation where it is due.
 """
 
 from __future__ import annotations
@@ -51,6 +58,7 @@ def window_gradient(
     pulls: Tensor | None = None,
     *,
     smoothing: float = 0.0,
+    limit: float = 0.0,
 ) -> Weights:
     """Gradient of `sum_t w_t f_t(theta_t)` with respect to the meta-parameters.
 
@@ -64,6 +72,7 @@ def window_gradient(
         total_steps: the horizon as the rule was told it.
         pulls: `(T, *lead, N)`, gradients with respect to the steps of what is added to that sum.
         smoothing: of the features, see the module; 0 for their own derivative.
+        limit: of the adjoint of each run, see the module; 0 for none.
     """
     total = {key: torch.zeros_like(value) for key, value in weights.items()}
     last = carries[-1]
@@ -86,7 +95,20 @@ def window_gradient(
         )
         here = step_weights[t - 1].unsqueeze(-1) * carry.grad
         theta_bar = theta_bar + feature_bar + layout.join(curved) + here
+        if limit:
+            faded = fading(theta_bar, carry.theta, limit)
+            theta_bar = theta_bar * faded
+            state_bar = {key: value * faded.unsqueeze(-1) for key, value in state_bar.items()}
     return total
+
+
+def fading(theta_bar: Tensor, theta: Tensor, limit: float) -> Tensor:
+    """The factor, `(*lead, 1)`, that brings each run's adjoint to its limit; 1 below it.
+
+    It leaves non-finite adjoints non-finite, for the estimator to notice.
+    """
+    size = theta_bar.norm(dim=-1, keepdim=True) * theta.norm(dim=-1, keepdim=True)
+    return (limit / size).clamp_max(1)
 
 
 def smoothing_widths(carries: Sequence[Carry], smoothing: float) -> Tensor:

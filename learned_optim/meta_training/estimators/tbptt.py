@@ -49,6 +49,8 @@ class TBPTT(GradientEstimator):
         smoothing: with second derivatives, how far the features are smoothed on the way back, in
             units of each gradient's root mean square over the window; 0 for their own derivative.
             See `learned_optim.meta_training.adjoint`, which says why whole episodes need it.
+        limit: with second derivatives, of the norm of each run's adjoint times that of its
+            parameters; 0 for none. See `learned_optim.meta_training.adjoint`.
         only: beginnings of the names of the meta-parameters that are trained; all, if empty.
     """
 
@@ -59,6 +61,7 @@ class TBPTT(GradientEstimator):
     tell_horizon: float = 0.0
     sample: int = 0
     smoothing: float = 0.0
+    limit: float = 0.0
     only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -74,6 +77,12 @@ class TBPTT(GradientEstimator):
             raise ValueError(
                 "smoothing must be in [0, 10], and 0 without second_derivatives, which alone see "
                 f"the features' derivative, but is {self.smoothing}"
+            )
+
+        if self.limit < 0 or (self.limit and not self.second_derivatives):
+            raise ValueError(
+                "limit must be 0 or more, and 0 without second_derivatives, which alone have an "
+                f"adjoint that can grow, but is {self.limit}"
             )
 
     def estimate(
@@ -125,6 +134,7 @@ class TBPTT(GradientEstimator):
                 told,
                 pulls,
                 smoothing=self.smoothing,
+                limit=self.limit / losses[0].numel(),
             )
         else:
             wanted = cotangents(step_weights, torch.stack([carry.grad for carry in carries[1:]]))
