@@ -24,6 +24,8 @@ _COLOURS = {
     "rmsprop": "#6aa786",
     "adam": "#2b2d42",
     "default": "#e07b00",
+    "learned-sub": "#7a0f4e",
+    "learned-mnist": "#f2808f",
 }
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -42,7 +44,7 @@ STYLE: dict[Any, Any] = {
 
 
 def colour(entry: str) -> str:
-    """Of a baseline, of `default`, or, for any other entry, of the paper's learned rule."""
+    """Of an entry that has its own, or, for any other, of the paper's learned rule."""
     return _COLOURS.get(entry, _LEARNED)
 
 

@@ -158,7 +158,9 @@ def _typed(key: str, value: object, hint: object) -> object:
 
 
 def parse_weights(data: bytes, rule: UpdateRule, where: str) -> Weights:
-    """The tensors of `model.safetensors`, exactly those that the rule asks for.
+    """The tensors of `model.safetensors`, exactly those that the rule asks for, in its order.
+
+    The parser's own order changes from process to process, and with it every sum over weights.
 
     Raises:
         WeightsError: not safetensors, or names, shapes, dtypes or numbers that the rule cannot use.
@@ -170,7 +172,7 @@ def parse_weights(data: bytes, rule: UpdateRule, where: str) -> Weights:
     except Exception as error:
         raise WeightsError(f"{where}: {WEIGHTS_FILE} is no valid safetensors: {error}") from error
     check_weights(shapes, weights, where)
-    return weights
+    return {key: weights[key] for key in shapes}
 
 
 def checked_shapes(rule: UpdateRule, where: str) -> dict[str, tuple[int, ...]]:

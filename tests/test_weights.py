@@ -96,6 +96,8 @@ def test_the_same_rule_gives_the_same_bytes_in_any_order_of_its_weights(tmp_path
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     header = (tmp_path / "a" / "model.safetensors").read_bytes()[8:].split(b"}")[0]
     assert header.startswith(b'{"__metadata__":{"format":"pt"')
+    for loaded in (load_folder(tmp_path / "b"), in_memory(SMALL, backwards, name="x")):
+        assert list(loaded.weights) == list(SMALL.weight_shapes())
 
 
 def test_an_integer_will_do_for_a_float(tmp_path: Path):
