@@ -1,14 +1,15 @@
-"""The README's tables, from the committed results: no number gets there by hand.
+"""Tables of the committed results, those of the README first: no number gets there by hand.
 
     python -m benchmarks.readme_tables            write them
     python -m benchmarks.readme_tables --check    exit with 1 if they are not up to date
 
-Reads `benchmarks/results/*.json`. Eight kinds of files have a table: comparisons of
+Reads `benchmarks/results/*.json`. The README has the tables of `HEADLINES`, and
+`benchmarks/results/README.md` all of them. Nine kinds of files have a table: comparisons of
 `benchmarks.paper` (they hold `cases`), the demo's (`networks`), the held-out evaluation of
 `benchmarks.generalization` (`summary`), `benchmarks.real_scale` (`parameters`), and those of
 `benchmarks.meta_training_throughput` (`headline`), `benchmarks.estimators` (`bowl`),
-`benchmarks.fault_test` (`kills`) and `benchmarks.step_time` (`two_threads`); others are left to
-their own scripts.
+`benchmarks.fault_test` (`kills`), `benchmarks.short_runs` (`lengths`) and `benchmarks.step_time`
+(`two_threads`); others are left to their own scripts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ from benchmarks.results import RESULTS
 from benchmarks.short_runs import mean
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+ALL = RESULTS / "README.md"
+# What a newcomer asks first, in that order.
+HEADLINES = ("generalization_held_out", "demo_digits", "real_scale", "short_runs", "step_time")
+HEAD = """# Results
+
+Written by `make readme` from the files beside this one: do not edit. Each table names its file, the
+command that made it, versions and hardware. How to read them: [README](../../README.md#results);
+the paper's experiments with the paper's own figures: [docs/paper.md](../../docs/paper.md).
+"""
 BEGIN = "<!-- results: begin (written by `make readme`, do not edit) -->"
 END = "<!-- results: end -->"
 NOTHING = "None yet: a table appears here when a result file of a trained rule is committed."
@@ -198,15 +208,23 @@ TABLES = {
 }
 
 
-def render(folder: Path = RESULTS) -> str:
-    """All tables, in the order of the files' names."""
+def render(folder: Path = RESULTS, names: Sequence[str] = ()) -> str:
+    """The tables of these files in that order, or of all, the headlines first, the rest by name."""
+    every = sorted(path.stem for path in folder.glob("*.json"))
+    first = [name for name in names or HEADLINES if name in every]
     blocks = []
-    for path in sorted(folder.glob("*.json")):
+    for name in first if names else dict.fromkeys([*first, *every]):
+        path = folder / f"{name}.json"
         content = json.loads(path.read_text(encoding="utf-8"))
         table = table_of(content)
         if table:
             blocks.append(f"{table}\n\n{provenance(content, path.name)}")
     return "\n\n".join(blocks) or NOTHING
+
+
+def page() -> str:
+    """All tables as a page in the folder of their files."""
+    return f"{HEAD}\n{render().replace('](benchmarks/results/', '](')}\n"
 
 
 def replaced(readme: str, tables: str) -> str:
@@ -227,11 +245,12 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing")
     check = parser.parse_args().check
     old = README.read_text(encoding="utf-8")
-    new = replaced(old, render())
-    if check and new != old:
-        sys.exit("README.md is not up to date with benchmarks/results: run `make readme`")
-    if not check:
-        README.write_text(new, encoding="utf-8")
+    written = {README: replaced(old, render(names=HEADLINES)), ALL: page()}
+    for path, new in written.items():
+        if not check:
+            path.write_text(new, encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != new:
+            sys.exit(f"{path} is not up to date with the results beside it: run `make readme`")
 
 
 if __name__ == "__main__":

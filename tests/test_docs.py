@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.readme_tables import BEGIN, END, NOTHING, README, render, replaced
+from benchmarks.readme_tables import (
+    ALL,
+    BEGIN,
+    END,
+    HEADLINES,
+    NOTHING,
+    README,
+    page,
+    render,
+    replaced,
+)
 
 ROOT = README.parent
 DOCUMENTS = sorted(ROOT.glob("*.md"))
@@ -73,7 +83,21 @@ def test_every_target_of_the_makefile_that_is_no_file_is_phony():
 
 def test_the_tables_of_the_readme_are_those_of_the_results():
     text = README.read_text(encoding="utf-8")
-    assert replaced(text, render()) == text, "run `make readme`"
+    assert replaced(text, render(names=HEADLINES)) == text, "run `make readme`"
+    assert ALL.read_text(encoding="utf-8") == page(), "run `make readme`"
+
+
+def test_headlines_come_first_and_alone_in_the_readme(tmp_path: Path):
+    for name in ("a", "short_runs", "generalization_held_out"):
+        write(tmp_path, comparison({"sgd": 0.5, "learned": 0.2}), f"{name}.json")
+    order = [
+        re.findall(r"results/(\w+)\.json", render(tmp_path, names)) for names in ((), HEADLINES)
+    ]
+    assert order == [
+        ["generalization_held_out", "short_runs", "a"],
+        ["generalization_held_out", "short_runs"],
+    ]
+    assert "](short_runs.json)" in page()
 
 
 def comparison(entries: dict[str, float], paper: dict[str, float] | None = None) -> dict:
