@@ -178,15 +178,16 @@ def ablations(folder: Path) -> str:
 
 
 def seconds(folder: Path) -> str:
-    """CPU seconds of the result files, and hours of the meta-trainings."""
+    """CPU seconds of the result files, and hours of the meta-trainings, all stages and seeds."""
     rows = [
         [f"`{content['command']}`", f"{content['cpu_seconds']:.0f} s"]
         for content in (_read(folder, path.stem) for path in sorted(folder.glob("*.json")))
         if "cpu_seconds" in content and "benchmarks.paper" in content.get("command", "")
     ]
     rows += [
-        [f"`learned-optim meta-train pretrained/{path.parent.name}/recipe.toml`", hours]
-        for path in sorted(PRETRAINED.glob("l2l-*/metrics.json"))
+        [f"`learned-optim meta-train pretrained/{name}/recipe.toml`", hours]
+        for path in sorted(PRETRAINED.glob("l2l-*/**/metrics.json"))
+        for name in [path.parent.relative_to(PRETRAINED).as_posix()]
         for hours in [f"{json.loads(path.read_text(encoding='utf-8'))['hours']:.2f} h of wall time"]
     ]
     return markdown(["Command", "spent"], rows)
