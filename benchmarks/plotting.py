@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ _COLOURS = {
     "learned-sub": "#7a0f4e",
     "learned-mnist": "#f2808f",
 }
+LONG = 500  # steps, from which on a curve is drawn in means, as a minibatch's noise would hide it
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -53,13 +55,15 @@ def _draw(axes: Axes, result: Mapping[str, Any]) -> None:
     best = result["metrics"]["final"]["best_baseline"]
     ours = [entry for entry in result["entries"] if entry not in BASELINES]
     first = "learned" if "learned" in ours else next(iter(ours), "")
+    width = result["steps"] // 100 if result["steps"] >= LONG else 1
     for entry, facts in result["entries"].items():
         learned = entry not in BASELINES
         strong = entry in (first, best)
-        steps = range(len(facts["curve"]["median"]))
+        curves = {key: _means(_numbers(values), width) for key, values in facts["curve"].items()}
+        steps = [width * k + (width - 1) / 2 for k in range(len(curves["median"]))]
         axes.plot(
             steps,
-            _numbers(facts["curve"]["median"]),
+            curves["median"],
             color=colour(entry),
             linewidth=2.2 if strong else 1.1,
             linestyle=":" if learned and not strong else "-",
@@ -67,11 +71,17 @@ def _draw(axes: Axes, result: Mapping[str, Any]) -> None:
             label=label(entry) if entry != "learned" else "L2L, learned",
         )
         if strong:
-            lower, upper = (_numbers(facts["curve"][key]) for key in ("lower", "upper"))
+            lower, upper = curves["lower"], curves["upper"]
             axes.fill_between(steps, lower, upper, color=colour(entry), alpha=0.13, linewidth=0)
     axes.set_yscale("log")
     axes.set_xlim(0, result["steps"])
-    axes.set_title(result["title"])
+    axes.set_title(result["title"] + (f", means of {width} steps" if width > 1 else ""))
+
+
+def _means(values: Sequence[float], width: int) -> list[float]:
+    """Of so many consecutive values each; a last group that is not full is left out."""
+    groups = range(0, len(values) - width + 1, width)
+    return [statistics.fmean(values[first : first + width]) for first in groups]
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:
