@@ -59,11 +59,8 @@ def _draw(axes: Axes, result: Mapping[str, Any]) -> None:
     for entry, facts in result["entries"].items():
         learned = entry not in BASELINES
         strong = entry in (first, best)
-        curves = {key: _means(_numbers(values), width) for key, values in facts["curve"].items()}
-        steps = [width * k + (width - 1) / 2 for k in range(len(curves["median"]))]
         axes.plot(
-            steps,
-            curves["median"],
+            *means(_numbers(facts["curve"]["median"]), width),
             color=colour(entry),
             linewidth=2.2 if strong else 1.1,
             linestyle=":" if learned and not strong else "-",
@@ -71,17 +68,19 @@ def _draw(axes: Axes, result: Mapping[str, Any]) -> None:
             label=label(entry) if entry != "learned" else "L2L, learned",
         )
         if strong:
-            lower, upper = curves["lower"], curves["upper"]
+            steps, lower = means(_numbers(facts["curve"]["lower"]), width)
+            _, upper = means(_numbers(facts["curve"]["upper"]), width)
             axes.fill_between(steps, lower, upper, color=colour(entry), alpha=0.13, linewidth=0)
     axes.set_yscale("log")
     axes.set_xlim(0, result["steps"])
     axes.set_title(result["title"] + (f", means of {width} steps" if width > 1 else ""))
 
 
-def _means(values: Sequence[float], width: int) -> list[float]:
-    """Of so many consecutive values each; a last group that is not full is left out."""
-    groups = range(0, len(values) - width + 1, width)
-    return [statistics.fmean(values[first : first + width]) for first in groups]
+def means(values: Sequence[float], width: int) -> tuple[list[float], list[float]]:
+    """Of so many consecutive values each, after where their middles lie; a rest is left out."""
+    firsts = range(0, len(values) - width + 1, width)
+    found = [statistics.fmean(values[first : first + width]) for first in firsts]
+    return [first + (width - 1) / 2 for first in firsts], found
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:

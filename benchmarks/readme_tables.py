@@ -210,11 +210,10 @@ TABLES = {
 
 def render(folder: Path = RESULTS, names: Sequence[str] = ()) -> str:
     """The tables of these files in that order, or of all, the headlines first, the rest by name."""
-    every = sorted(path.stem for path in folder.glob("*.json"))
-    first = [name for name in names or HEADLINES if name in every]
+    files = {path.stem: path for path in sorted(folder.glob("*.json"))}
+    wanted = names or dict.fromkeys([*HEADLINES, *files])
     blocks = []
-    for name in first if names else dict.fromkeys([*first, *every]):
-        path = folder / f"{name}.json"
+    for path in (files[name] for name in wanted if name in files):
         content = json.loads(path.read_text(encoding="utf-8"))
         table = table_of(content)
         if table:

@@ -5,9 +5,9 @@ A step reads: `_collect` the parameters into batches, `survey` the gradients, `c
 and gradients may be is in `options`, what a checkpoint must be in `resume`, where the numbers of a
 distributed parameter lie in `shards`, who warns of broken gradients in `alarm`.
 
-The class in the order of its life: it is made, with its rules and groups (`__init__` to
-`add_param_group`); it takes steps (`step`), for which it lays out what moves (`_collect` to
-`_weights`); it is copied, pickled and resumed (`__getstate__` to `load_state_dict`).
+The class in the order of its life, under three headings: it is made, with its rules and groups
+(`__init__` to `add_param_group`); it takes steps (`step`), for which it lays out what moves
+(`_collect` to `_weights`); it is copied, pickled and resumed (`__getstate__` to `load_state_dict`).
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ class LearnedOptimizer(Optimizer):
         >>> optimizer.step()
     """
 
+    # -- made: its rules, its groups ---------------------------------------------------------------
+
     def __init__(
         self,
         params: Params,
@@ -164,6 +166,8 @@ class LearnedOptimizer(Optimizer):
         except RuntimeError:
             self.param_groups.pop()
             raise
+
+    # -- a step: the whole of it, then what it lays out --------------------------------------------
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -283,6 +287,8 @@ class LearnedOptimizer(Optimizer):
             weights = self._rule_of(group).weights
             self._cast[key] = {name: w.to(device, dtype) for name, w in weights.items()}
         return self._cast[key]
+
+    # -- copied, pickled, resumed ------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles keep: torch's three, and the rules."""

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from benchmarks import plotting
 from benchmarks.baselines import Sweep
 from benchmarks.paper import ablations, anatomy, failures, report, trajectories
 from benchmarks.results import write_json
@@ -240,3 +241,11 @@ def test_a_script_goes_on_begins_again_or_only_draws(tmp_path, monkeypatch, caps
     assert len(seen) == 3
     assert (tmp_path / "found.png").read_text(encoding="utf-8") == "42"
     assert capsys.readouterr().out.count("{'answer': 42}") == 4
+
+
+def test_a_long_curve_is_drawn_in_means_where_its_values_are():
+    assert plotting.means([1.0, 3.0, 5.0, 7.0, 100.0], 2) == ([0.5, 2.5], [2.0, 6.0])
+    assert plotting.means([1.0, 3.0], 1) == ([0, 1], [1.0, 3.0])
+    broken = plotting.means([1.0, math.nan, 5.0, 7.0], 2)[1]
+    assert math.isnan(broken[0])
+    assert broken[1] == 6.0
