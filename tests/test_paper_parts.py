@@ -103,7 +103,8 @@ def test_a_rule_of_two_parts_steps_as_one_optimizer_with_two_groups():
 def test_the_cases_are_those_of_the_paper():
     tasks = {name: cifar.task_of(name) for name in cifar.CASES}
     labels = {name: task.labels for name, task in tasks.items()}  # type: ignore[attr-defined]
-    assert labels.pop("cifar_10_long") == "all"
+    assert labels.pop("cifar_10_128") == labels.pop("cifar_10_long") == "all"
+    assert tasks["cifar_10_128"].batch_size == 128  # type: ignore[attr-defined]
     assert labels == {"cifar_10": "all", "cifar_5": "first_five", "cifar_2": "first_two"}
     assert cifar.GRID.per_decade >= 4
     assert cifar.TEST_RUNS >= 20

@@ -41,6 +41,7 @@ GATES: dict[str, tuple[float | None, float | None]] = {
     "cifar_10": (None, 1.0),
     "cifar_5": (None, 1.0),
     "cifar_2": (None, 1.0),
+    "cifar_10_128": (None, 1.0),
     "cifar_10_long": (None, 1.0),
     "new_content": (None, 1.0),
     "new_style": (None, 1.0),
