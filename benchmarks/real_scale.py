@@ -14,6 +14,7 @@ results go to results/real_scale.json and results/real_scale.png, after every ru
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Callable
@@ -225,11 +226,25 @@ def facts(contender: Contender, training: Training) -> dict[str, Any]:
     }
 
 
+def _kept(path: Path | None, size: Size, rule_sha256: str) -> dict[str, Any]:
+    """The runs of a results file that are what they would be now; the rule's with its weights."""
+    saved = json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else {}
+    if saved.get("size") != asdict(size) or saved.get("seed") != SEED:
+        return {}
+    same = saved["rule_sha256"] == rule_sha256
+    return {key: run for key, run in saved["runs"].items() if same or not key.startswith("default")}
+
+
 def measure(size: Size, options: argparse.Namespace, path: Path | None) -> dict[str, Any]:
-    """All runs that are asked for, and what earlier calls have completed."""
-    runs: dict[str, Any] = {}
+    """All runs that are asked for, and what earlier calls have completed.
+
+    Others than those asked for are taken from the file where their checkpoints are gone.
+    """
+    rule_sha256 = load_rule(options.rule).sha256
+    found = _kept(path, size, rule_sha256) if options.only else {}
+    everyone = contenders(options.rule, size.steps)
     content: dict[str, Any] = {}
-    for key, contender in contenders(options.rule, size.steps).items():
+    for key, contender in everyone.items():
         checkpoint = options.folder / f"{key}.pt"
         if options.only and key not in options.only and not checkpoint.is_file():
             continue
@@ -238,10 +253,11 @@ def measure(size: Size, options: argparse.Namespace, path: Path | None) -> dict[
             training.run()
         if len(training.losses) < size.steps:
             continue
-        runs[key] = facts(contender, training)
+        found[key] = facts(contender, training)
+        runs = {known: found[known] for known in everyone if known in found}
         parameters = sum(value.numel() for value in training.params.values())
         content = {"size": asdict(size), "parameters": parameters, "seed": SEED, "runs": runs}
-        content |= {"rule_sha256": load_rule(options.rule).sha256} | provenance()
+        content |= {"rule_sha256": rule_sha256} | provenance()
         # Of the whole file, whichever run was the last to be made.
         content["command"] = "python -m benchmarks.real_scale"
         if path is not None:

@@ -60,6 +60,17 @@ def test_results_hold_complete_runs_and_are_drawn(tmp_path):
     assert path.with_suffix(".png").stat().st_size > 5_000
 
 
+def test_runs_whose_checkpoints_are_gone_stay_in_the_results(tmp_path):
+    path = tmp_path / "real_scale.json"
+    before = measure(TINY, options(tmp_path / "a", "default", "adamw_0.001"), path)
+    after = measure(TINY, options(tmp_path / "b", "adamw_0.0003"), path)
+    assert list(after["runs"]) == ["default", "adamw_0.0003", "adamw_0.001"]
+    assert after["runs"]["default"] == before["runs"]["default"]
+    path.write_text(json.dumps(after | {"rule_sha256": "another"}))
+    last = measure(TINY, options(tmp_path / "c", "adamw_0.001"), path)
+    assert list(last["runs"]) == ["adamw_0.0003", "adamw_0.001"]
+
+
 def test_the_model_has_five_million_parameters():
     size = dataclasses.asdict(Size())
     assert size.pop("dataset") == "tinyshakespeare"
