@@ -4,12 +4,12 @@
     python -m benchmarks.readme_tables --check    exit with 1 if they are not up to date
 
 Reads `benchmarks/results/*.json`. The README has the tables of `HEADLINES`, and
-`benchmarks/results/README.md` all of them. Nine kinds of files have a table: comparisons of
+`benchmarks/results/README.md` all of them. Ten kinds of files have a table: comparisons of
 `benchmarks.paper` (they hold `cases`), the demo's (`networks`), the held-out evaluation of
 `benchmarks.generalization` (`summary`), `benchmarks.real_scale` (`parameters`), and those of
 `benchmarks.meta_training_throughput` (`headline`), `benchmarks.estimators` (`bowl`),
-`benchmarks.fault_test` (`kills`), `benchmarks.short_runs` (`lengths`) and `benchmarks.step_time`
-(`two_threads`); others are left to their own scripts.
+`benchmarks.fault_test` (`kills`), `benchmarks.short_runs` (`lengths`), `benchmarks.step_time`
+(`two_threads`) and `benchmarks.default_headroom` (`draws`); others are left to their own scripts.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ from typing import Any
 from benchmarks import engine_tables
 from benchmarks.baselines import BASELINES
 from benchmarks.cost_table import step_time
+from benchmarks.default_headroom import by_horizon
+from benchmarks.default_headroom import table as gains
 from benchmarks.general.store import LABELS, TOLD
 from benchmarks.markdown import markdown, number
 from benchmarks.results import RESULTS
 from benchmarks.short_runs import mean
+from benchmarks.statistics import summary
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 ALL = RESULTS / "README.md"
@@ -187,6 +190,28 @@ def short_runs(content: Mapping[str, Any]) -> str:
     return markdown([*header, *(f"{steps} steps" for steps in content["lengths"])], rows)
 
 
+def headroom(content: Mapping[str, Any]) -> str:
+    """The table of `benchmarks.default_headroom`: means, their intervals, and medians."""
+    columns = [
+        {axis: summary(values) for axis, values in gains(draws).items()}
+        for draws in by_horizon(content["draws"]).values()
+    ]
+    rows = [
+        [axis, *(cell for column in columns for cell in _gain(column[axis]))] for axis in columns[0]
+    ]
+    header = [f"`default`, {len(content['draws'])} draws: gain of the best setting by hindsight"]
+    return markdown([*header, "mean log (95 %)", "median", "`total_steps` told", "median"], rows)
+
+
+def _gain(facts: Mapping[str, Any]) -> tuple[str, str]:
+    # Adding 0 takes the sign off a zero.
+    low, high, mean, median = (
+        f"{round(value, 2) + 0.0:.2f}"
+        for value in (*facts["interval_95"], facts["mean"], facts["median"])
+    )
+    return f"{mean} ({low} to {high})", median
+
+
 def table_of(content: Mapping[str, Any]) -> str:
     """Of one result file; empty if it has none."""
     for key, table in TABLES.items():
@@ -205,6 +230,7 @@ TABLES = {
     "kills": engine_tables.faults,
     "lengths": short_runs,
     "two_threads": step_time,
+    "draws": headroom,
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import default_headroom
+from benchmarks.readme_tables import table_of
 from learned_optim.meta_training.recipe import TaskEntry
 from learned_optim.meta_training.recipe_file import read_recipe
 from learned_optim.meta_training.truncation import LogUniform
@@ -60,5 +61,9 @@ def test_draws_are_measured_kept_shown_and_drawn(tmp_path, capsys, monkeypatch):
     default_headroom.measure(path, rounds=2, steps=LogUniform(10, 20))
     default_headroom.show(content)
     assert "matrix stage" in capsys.readouterr().out
+    rows = table_of(content).splitlines()
+    assert "4 draws" in rows[0]
+    assert len(rows) == 2 + len(default_headroom.AXES) + 1
+    assert "-0.00" not in table_of(content)
     default_headroom.draw(content, path.with_suffix(".png"))
     assert path.with_suffix(".png").stat().st_size > 10_000
