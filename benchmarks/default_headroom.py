@@ -1,6 +1,7 @@
 """What is left for the networks of `default` to learn? Its best constants, problem by problem.
 
     python -m benchmarks.default_headroom             every draw that the JSON lacks
+    python -m benchmarks.default_headroom --again     all of them anew
     python -m benchmarks.default_headroom --redraw    the table and the picture from the JSON
 
 A controller that chooses the pace, the memory of the momentum or the share of the matrix stage for
@@ -15,20 +16,20 @@ Writes results/default_headroom.json and .png.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.default_ablations import CLIP, FLOOR, RECIPE
-from benchmarks.plotting import STYLE, colour
-from benchmarks.results import RESULTS, provenance, write_json
+from benchmarks.paper import report
+from benchmarks.plotting import colour, panels
+from benchmarks.results import provenance, write_json
 from benchmarks.statistics import summary
 from learned_optim.meta_training.baseline import loss_curve, tail_mean
 from learned_optim.meta_training.recipe import TaskEntry
@@ -38,6 +39,9 @@ from learned_optim.meta_training.truncation import LogUniform
 from learned_optim.meta_training.unroll import Runs
 from learned_optim.rules import Default, Weights
 from learned_optim.rules.hand import HAND, HAND_SCALE, hand_weights
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ROUNDS, RUNS, TAIL = 4, 2, 0.1
 STEPS = LogUniform(250, 1000)
@@ -172,47 +176,28 @@ def show(content: Mapping[str, Any]) -> None:
 
 def draw(content: Mapping[str, Any], path: Path) -> None:
     """A dot a draw for each axis; the bar is the mean, the line the median."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context(STYLE):
-        figure, panels = pyplot.subplots(1, 2, sharey=True, sharex=True, figsize=(9.0, 3.6))
-        for axes, (title, draws) in zip(panels, by_horizon(content["draws"]).items(), strict=True):
+    with panels(path, 2, (9.0, 3.6)) as both:
+        groups = by_horizon(content["draws"]).items()
+        for axes, (title, draws) in zip(both, groups, strict=True):
             axes.axvline(0, color="0.6", linewidth=0.8)
             for place, values in enumerate(table(draws).values()):
-                jitter = torch.linspace(-0.25, 0.25, len(values))
-                axes.plot(
-                    values, place + jitter, "o", color=colour("adam"), markersize=3, alpha=0.6
-                )
-                mean, median = float(values.mean()), float(values.median())
-                axes.barh(place, mean, height=0.7, color=colour("learned"), alpha=0.35)
-                axes.plot([median] * 2, [place - 0.35, place + 0.35], color=colour("learned"))
+                _draw_axis(axes, place, values)
+            axes.set_yticks(range(len(AXES) + 1), [*AXES, "all of them"])
+            axes.invert_yaxis()
             axes.set_title(f"{title}, {len(draws)} problems")
-            axes.set_xlabel("log(final loss / as it is)")
-        panels[0].set_yticks(range(len(AXES) + 1), [*AXES, "all of them"])
-        panels[0].invert_yaxis()
-        figure.suptitle("The best setting of each problem, chosen on another run of it")
-        figure.tight_layout()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Software": None})
-        pyplot.close(figure)
+            axes.set_xlabel("log(final loss / as it is), best setting by another run")
+
+
+def _draw_axis(axes: Axes, place: int, values: Tensor) -> None:
+    jitter = torch.linspace(-0.25, 0.25, len(values))
+    axes.plot(values, place + jitter, "o", color=colour("adam"), markersize=3, alpha=0.6)
+    mean, median = float(values.mean()), float(values.median())
+    axes.barh(place, mean, height=0.7, color=colour("learned"), alpha=0.35)
+    axes.plot([median] * 2, [place - 0.35, place + 0.35], color=colour("learned"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What is left to learn for the rule `default`.")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of JSON and picture")
-    parser.add_argument("--redraw", action="store_true", help="measure nothing")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    path = arguments.output / "default_headroom.json"
-    if not arguments.redraw:
-        measure(path)
-    content = json.loads(path.read_text(encoding="utf-8"))
-    show(content)
-    draw(content, path.with_suffix(".png"))
-    print(f"Written: {path} and {path.with_suffix('.png')}")
+    report.script(__doc__ or "", "default_headroom", measure, draw, show, resumes=True)
 
 
 if __name__ == "__main__":
