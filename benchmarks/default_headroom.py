@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.default_ablations import CLIP, FLOOR, RECIPE
+from benchmarks.default_ablations import RECIPE, log_ratios
 from benchmarks.paper import report
 from benchmarks.plotting import colour, panels
 from benchmarks.results import provenance, write_json
@@ -100,8 +100,7 @@ def gains(curve: Tensor) -> Tensor:
         curve: losses from the start on, `(steps + 1, R, K)`; where an end is no number, the gain is
             the worst.
     """
-    ends = tail_mean(curve, TAIL) + FLOOR * curve[0].abs()
-    return (ends / ends[:, :1]).log().nan_to_num(CLIP, CLIP, -CLIP).clamp(-CLIP, CLIP)
+    return log_ratios(curve, tail_mean(curve, TAIL)[:, :1], TAIL)
 
 
 def examine(entry: TaskEntry, index: int, steps: LogUniform, *, told: bool) -> dict[str, Any]:
