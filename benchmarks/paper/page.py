@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.baselines import BASELINES
-from benchmarks.paper.starts import PAPER, RATES, distance
+from benchmarks.paper.starts import PAPER, RATES, distance, shape_of
 from benchmarks.paper.sweep import ratio as size_ratio
 from benchmarks.paper.trajectories import label
 from benchmarks.readme_tables import KINDS, markdown, number
@@ -133,19 +133,20 @@ def sweep(folder: Path) -> str:
 
 
 def starts(folder: Path) -> str:
-    """A row for each network, and one for the paper's figures of each depth."""
+    """A row for each network and start, and one for the paper's figures of each network."""
     rows = []
     networks = sorted(
         _read(folder, "paper_starts").get("starts", {}).values(),
-        key=lambda network: (network["depth"], network["std"]),
+        key=lambda network: (shape_of(network), network["std"]),
     )
     for network in networks:
         means = [number(network["entries"][key]["mean"]) for key in (*RATES, "learned")]
-        name = f"{network['depth']} x 20, {network['std']:g}"
+        layers, units = shape_of(network)
+        name = f"{layers} x {units}, {network['std']:g}"
         rows.append([name, *means, f"{distance(network):.2f}"])
-    for depth, paper in PAPER.items():
+    for (layers, units), paper in PAPER.items():
         figures = [number(paper[key]) for key in (*RATES, "learned")]
-        rows.append([f"{depth} x 20, the paper", *figures, "-"])
+        rows.append([f"{layers} x {units}, the paper", *figures, "-"])
     header = ["layers x units, std", "Adam", "RMSprop", "NAG", "SGD", "learned", "baselines off by"]
     return markdown(header, rows)
 
