@@ -63,8 +63,9 @@ class Cell:
         and not a constant hidden in the step.
         """
         bound = hidden**-0.5
+        like = torch.empty(0, dtype=torch.float32, device=generator.device)
         weights = {
-            name: torch.empty(shape).uniform_(-bound, bound, generator=generator)
+            name: like.new_empty(shape).uniform_(-bound, bound, generator=generator)
             for name, shape in self.weight_shapes(inputs, hidden).items()
         }
         if self.forget_gate is not None:

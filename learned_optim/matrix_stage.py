@@ -49,6 +49,6 @@ def without_matrix_stage(rule: str | os.PathLike[str] | LoadedRule = "default") 
     share = constant(loaded.weights, "blend").sigmoid()
     longer = 1 + share * (constant(loaded.weights, "log_gain").exp() - 1)
     weights = dict(loaded.weights)
-    matrices = torch.cat((longer.log(), torch.zeros(1)))  # not the steps of all others
+    matrices = torch.cat((longer.log(), longer.new_zeros(1)))  # not the steps of all others
     weights["hand.log_step"] = weights["hand.log_step"] + matrices / HAND_SCALE
     return in_memory(replace(loaded.rule, matrix=False), weights, name=loaded.name)

@@ -29,13 +29,16 @@ from small_training import (
 from test_eager_backend import Normalised
 from torch import nn
 
+from learned_optim.hub import load_rule
 from learned_optim.rules import L2L, Adam
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 NORMALISED = loaded(Normalised(), name="normalised")
 RULES = pytest.mark.parametrize(
-    "rule", [ADAM, LSTM, GRU, NORMALISED], ids=["adam", "lstm", "gru", "normalised"]
+    "rule",
+    [ADAM, LSTM, GRU, NORMALISED, load_rule("default")],
+    ids=["adam", "lstm", "gru", "normalised", "default"],
 )
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -158,6 +161,21 @@ def test_a_group_added_midway_is_saved_and_resumed():
         other.step()
     assert same(params, twins)
     assert [optimizer.state[p]["step"].item() for p in params] == [4, 3]
+
+
+def test_a_checkpoints_horizon_is_taken_and_said_where_another_was_given():
+    params = parameters()
+    saved = make(params, total_steps=100).state_dict()
+    longer = make(params, total_steps=200)
+    with pytest.warns(
+        UserWarning, match=r"total_steps=200, and the checkpoint has put 100"
+    ) as seen:
+        longer.load_state_dict(saved)
+    assert seen[0].filename == __file__
+    assert longer.param_groups[0]["total_steps"] == 100
+    for same_horizon in (make(params, total_steps=100), make(params)):
+        same_horizon.load_state_dict(saved)  # warnings are errors here
+        assert same_horizon.param_groups[0]["total_steps"] == 100
 
 
 @pytest.mark.skipif(TORCH < (2, 6), reason="torch takes named parameters from 2.6 on")

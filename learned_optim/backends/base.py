@@ -176,7 +176,7 @@ def facts(batch: Batch) -> Tensor:
     def make() -> Tensor:
         columns = [*zip(*(rule.describe(shape) for shape in shapes), strict=True)]
         if device.type == "cpu":
-            return torch.tensor(columns, dtype=dtype).view(-1, len(shapes))
+            return torch.tensor(columns, dtype=dtype, device=device).view(-1, len(shapes))
         flat = [number for column in columns for number in column]
         return numbers(flat, dtype, device).view(-1, len(shapes))
 

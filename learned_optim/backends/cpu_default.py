@@ -89,10 +89,13 @@ def move(
     for group in _groups(len(slots), late):
         # Whole steps only: one that sits out goes to the last stage all the same, as zero.
         steps = {
-            i: (torch.zeros if i in sits_out else torch.empty)(len(late[i]), dtype=torch.float32)
+            i: torch.empty(len(late[i]), dtype=torch.float32, device="cpu")
             for i in group
             if i in late
         }
+        for i in sits_out:
+            if i in steps:
+                steps[i].zero_()
         prepared.tensors.update_(
             signals,
             weights,

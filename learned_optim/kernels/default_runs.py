@@ -91,7 +91,10 @@ def default_step_(
     check_float32("step", step, (tensors,))
     if total_steps is not None:
         check_float32("total_steps", total_steps, (tensors,))
-    steps, sizes_array = torch.empty_like(grads), torch.tensor(sizes, dtype=torch.int64)
+    steps, sizes_array = (
+        torch.empty_like(grads),
+        torch.tensor(sizes, dtype=torch.int64, device="cpu"),
+    )
     survey = grads.new_empty((runs, tensors, 1 + SUMS))
     signals = grads.new_empty((runs, SIGNALS, tensors))
     control = native.DefaultControlArguments(

@@ -81,7 +81,7 @@ class DefaultTensors:
         Raises:
             native.Unavailable: where the kernels are not built.
         """
-        survey = torch.zeros(len(self._counts), 1 + SUMS, dtype=torch.float32)
+        survey = torch.zeros(len(self._counts), 1 + SUMS, dtype=torch.float32, device="cpu")
         everybody = range(len(self._counts))
         self._call("learned_optim_default_survey", everybody, {}, survey=survey.data_ptr())
         return survey

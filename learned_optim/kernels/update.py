@@ -34,7 +34,7 @@ def not_finite(tensors: Sequence[Tensor], *, threads: int | None = None) -> Tens
         ValueError: for a wrong dtype, device or layout.
         native.Unavailable: where the kernels are not built.
     """
-    broken = torch.zeros(len(tensors), dtype=torch.bool)
+    broken = torch.zeros(len(tensors), dtype=torch.bool, device="cpu")
     if not tensors:
         return broken
     counts = [tensor.numel() for tensor in tensors]

@@ -10,7 +10,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from learned_optim.rules.base import Clock, Coordinates, State, StateSpec, UpdateRule, Weights
+from learned_optim.rules.base import (
+    Clock,
+    Coordinates,
+    State,
+    StateSpec,
+    UpdateRule,
+    Weights,
+    fixed_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class Adam(UpdateRule):
             "logit_beta1": math.log(self.beta1 / (1 - self.beta1)),
             "logit_beta2": math.log(self.beta2 / (1 - self.beta2)),
         }
-        return {key: torch.tensor(value, dtype=torch.float32) for key, value in values.items()}
+        return fixed_weights(values)
 
     def control(
         self, sums: Tensor, facts: Tensor, state: State, clock: Clock, weights: Weights

@@ -76,6 +76,13 @@ def compute_dtype(param_dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if param_dtype == torch.float64 else torch.float32
 
 
+def fixed_weights(values: Mapping[str, float | tuple[float, ...]]) -> Weights:
+    """Meta-parameters that begin where they are said to: float32, whatever torch's defaults are."""
+    return {
+        key: torch.tensor(value, dtype=torch.float32, device="cpu") for key, value in values.items()
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class UpdateRule(ABC):
     """Base of all rules. A subclass is a frozen dataclass whose fields are its config.

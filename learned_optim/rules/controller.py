@@ -22,7 +22,9 @@ def memories(units: int) -> Tensor:
     controller sees in one step is mostly noise. Tallec and Ollivier, "Can recurrent neural
     networks warp time?", ICLR 2018, section 3, whose tau are drawn, and uniform.
     """
-    tau = torch.logspace(math.log10(2), math.log10(LONGEST), units)
+    tau = torch.logspace(
+        math.log10(2), math.log10(LONGEST), units, dtype=torch.float32, device="cpu"
+    )
     forget = (tau - 1).log()
     return torch.cat((-forget, forget))
 

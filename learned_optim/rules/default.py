@@ -127,8 +127,8 @@ class Default(UpdateRule):
             if level == "tensor":
                 cell["b"][: 2 * hidden] += memories(hidden)
             weights |= {f"{level}.{key}": value for key, value in cell.items()}
-            weights[f"{level}.head.w"] = torch.zeros(outputs, hidden)
-            weights[f"{level}.head.b"] = torch.zeros(outputs)
+            weights[f"{level}.head.w"] = cell["b"].new_zeros(outputs, hidden)
+            weights[f"{level}.head.b"] = cell["b"].new_zeros(outputs)
         return weights
 
     def _levels(self) -> list[tuple[str, int, int, int]]:
@@ -159,7 +159,9 @@ class Default(UpdateRule):
     def summarize(self, coords: Coordinates, state: State) -> Tensor:
         """`SUMS` over the coordinates."""
         m, v = state["moments"].unbind(-2)
-        g, theta = bounded(coords.grad), bounded(coords.param)
+        g = bounded(coords.grad)
+        # A coordinate that is no number must not be the measure of all others.
+        theta = bounded(coords.param.nan_to_num(0.0, 0.0, 0.0))
         sums = [x.sum(-1) for x in (g * g, v, m * m, g * m, theta * theta)]
         return torch.stack(sums, dim=-1)
 

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from learned_optim.rules.base import Clock, Weights
+from learned_optim.rules.base import Clock, Weights, fixed_weights
 
 # The constants at the start: step sizes and tau from short probes (pretrained/default/README.md),
 # the others as Adam and Muon have them or first guesses.
@@ -53,7 +53,7 @@ def hand_shapes() -> dict[str, tuple[int, ...]]:
 
 def hand_weights() -> Weights:
     """The constants of `HAND` as they are stored."""
-    return {f"hand.{key}": torch.tensor(values) / HAND_SCALE for key, values in HAND.items()}
+    return {f"hand.{key}": value / HAND_SCALE for key, value in fixed_weights(HAND).items()}
 
 
 def constant(weights: Weights, key: str) -> Tensor:

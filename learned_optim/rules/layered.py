@@ -15,7 +15,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from learned_optim.rules.base import Clock, Coordinates, State, StateSpec, UpdateRule, Weights
+from learned_optim.rules.base import (
+    Clock,
+    Coordinates,
+    State,
+    StateSpec,
+    UpdateRule,
+    Weights,
+    fixed_weights,
+)
 
 PERIOD = 100.0  # steps in which the schedule does its work
 RISE = 5.0  # steps of the warm-up
@@ -72,7 +80,7 @@ class Layered(UpdateRule):
 
     def init_weights(self, generator: torch.Generator) -> Weights:
         """`CONSTANTS`; nothing is drawn."""
-        return {key: torch.tensor(value) for key, value in CONSTANTS.items()}
+        return fixed_weights(CONSTANTS)
 
     def describe(self, shape: tuple[int, ...]) -> tuple[float, ...]:
         """Whether it is a matrix, and the log of its coordinates (of an empty tensor 0) over 5."""

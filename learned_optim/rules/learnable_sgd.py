@@ -13,7 +13,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from learned_optim.rules.base import Coordinates, State, StateSpec, UpdateRule, Weights
+from learned_optim.rules.base import (
+    Coordinates,
+    State,
+    StateSpec,
+    UpdateRule,
+    Weights,
+    fixed_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,10 @@ class LearnableSGD(UpdateRule):
 
     def init_weights(self, generator: torch.Generator) -> Weights:
         """The config's values; nothing is drawn."""
-        weights = {"log_lr": torch.tensor(math.log(self.learning_rate))}
+        values = {"log_lr": math.log(self.learning_rate)}
         if self.momentum:
-            logit = math.log(self.momentum / (1 - self.momentum))
-            weights["logit_momentum"] = torch.tensor(logit)
-        return weights
+            values["logit_momentum"] = math.log(self.momentum / (1 - self.momentum))
+        return fixed_weights(values)
 
     def update(
         self, coords: Coordinates, state: State, signals: Tensor, weights: Weights

@@ -55,7 +55,8 @@ def survey(
         broken = tl.where(is_finite(g), broken, 1.0)
         if SUMS:
             g = clamp(g, 1e14)
-            p = clamp(tl.load(param_at + at, mask=inside, other=0.0).to(tl.float32), 1e14)
+            p = tl.load(param_at + at, mask=inside, other=0.0).to(tl.float32)
+            p = tl.where(is_finite(p), clamp(p, 1e14), 0.0)
             m = tl.load(moments_at + at, mask=inside, other=0.0)
             v1 += tl.load(moments_at + count + at, mask=inside, other=0.0)
             g2, m2, gm, p2 = g2 + g * g, m2 + m * m, gm + g * m, p2 + p * p

@@ -30,7 +30,8 @@ inline void survey_piece(void* context, long index, void*) {
     read_moments(tensor, at, length, ms, vs);
 #pragma GCC unroll 8
     for (int i = 0; i < V; i++) {
-      vf g = load(grad + i * W), theta = square_safe(load(param + i * W));
+      vf g = load(grad + i * W), theta = load(param + i * W);
+      theta = not_finite(theta) ? vf{} : square_safe(theta);
       vf m = load(ms + i * W), v = load(vs + i * W);
       bad |= not_finite(g);
       g = square_safe(g);
