@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+# Of what stands between a step and the user's line that asked for it.
+INSIDE = (str(Path(__file__).parent), str(Path(torch.__file__).parent), contextlib.__file__)
 MESSAGE = (
     "a gradient holds NaN or infinity{where}: such a parameter sits the step out and keeps its "
     "state. This is said once an optimizer"
@@ -39,17 +44,21 @@ class Alarm:
     """
 
     raised: bool = False
+    due: str | None = None
     watches: dict[torch.device, Watch] = field(default_factory=dict)
 
     def report(self, finite: Tensor, params: list[Tensor]) -> Tensor | None:
-        """Take note of `finite`, `(T,)` bool; None where all are known to be, at no cost."""
+        """Take note of `finite`, `(T,)` bool; None where all are known to be, at no cost.
+
+        The warning waits for `sound`: made an error, it must not leave a step half done.
+        """
         if torch.compiler.is_compiling():
             return finite
         if finite.device.type == "cpu":
             if bool(finite.all()):
                 return None
             first = params[int(finite.logical_not().nonzero()[0])]
-            self._warn(f" (first in a parameter of shape {tuple(first.shape)})")
+            self.due = self.due or f" (first in a parameter of shape {tuple(first.shape)})"
         elif finite.device.type == "cuda" and not self.raised:
             self.watch(finite)
         return finite
@@ -69,17 +78,26 @@ class Alarm:
             watch.copied.record(torch.cuda.current_stream(finite.device))
         elif watch.copied.query():
             watch.copied = None
-            if bool(watch.host):
-                self._warn("")
+            if bool(watch.host) and self.due is None:
+                self.due = ""
 
-    def _warn(self, where: str) -> None:
-        if not self.raised:
-            self.raised = True
-            self.watches.clear()
-            # Above: report, step, torch's two wrappers of step, and then whoever called it.
-            warnings.warn(MESSAGE.format(where=where), stacklevel=6)
+    def sound(self) -> None:
+        """Warn if there is reason to, and it has not been done."""
+        if self.due is None or self.raised:
+            return
+        self.raised = True
+        self.watches.clear()
+        warn_caller(MESSAGE.format(where=self.due))
+
+
+def warn_caller(message: str) -> None:
+    """Warn at the first line outside this package and torch: a scheduler may stand between."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(INSIDE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def pinned_flag() -> Tensor:
     """`()` bool on the host, where a device can copy to without anybody waiting."""
-    return torch.zeros((), dtype=torch.bool, pin_memory=True)
+    return torch.zeros((), dtype=torch.bool, device="cpu", pin_memory=True)

@@ -124,22 +124,32 @@ class LearnedOptimizer(Optimizer):
         self._cast: dict[tuple[tuple[str, str], torch.device, torch.dtype], Weights] = {}
 
     def _remember(self, loaded: LoadedRule) -> dict[str, str]:
-        """File a rule; returns the entries by which a param group refers to it.
-
-        The config is part of it, as rules that differ in it alone have the same weights.
-        """
-        config = resume.rule_config(loaded.rule)
-        self._rules[loaded.sha256, config] = loaded
-        return {"rule": loaded.name, "rule_sha256": loaded.sha256, "rule_config": config}
+        """File a rule; returns the entries by which a param group refers to it."""
+        entries = resume.rule_entries(loaded)
+        self._rules[entries["rule_sha256"], entries["rule_config"]] = loaded
+        return entries
 
     def _rule_of(self, group: dict[str, Any]) -> LoadedRule:
         return self._rules[group["rule_sha256"], group["rule_config"]]
+
+    def _asked_for(self, param_group: dict[str, Any]) -> LoadedRule:
+        """The rule of a group to come, which may be another optimizer's group with its entries."""
+        source = param_group.get("rule", self.defaults["rule"])
+        key = (param_group.get("rule_sha256", ""), param_group.get("rule_config", ""))
+        known = self._rules.get(key)
+        if known is not None and param_group.get("rule", known.name) == known.name:
+            return known
+        loaded = load_rule(source).lean()
+        if known is None and not isinstance(source, LoadedRule):
+            resume.check_group(param_group, loaded)
+        return loaded
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, as torch's; the group's `rule` and the other options are checked.
 
         Raises:
-            ValueError: an option out of its range.
+            ValueError: an option out of its range; a group of another optimizer whose rule is not
+                what its name stands for here.
             RuntimeError: the group demands `fused` and no fused backend supports its parameters,
                 or FSDP1 flattened them and the rule looks at whole tensors.
         """
@@ -147,16 +157,13 @@ class LearnedOptimizer(Optimizer):
             # A copy: a caller's group that names a rule can then serve another optimizer too.
             param_group = dict(param_group)
             check_options({**self.defaults, **param_group})
-            key = (param_group.get("rule_sha256", ""), param_group.get("rule_config", ""))
-            source = param_group.get("rule", self.defaults["rule"])
-            loaded = self._rules.get(key) or load_rule(source).lean()
-            param_group.update(self._remember(loaded))
+            param_group.update(self._remember(self._asked_for(param_group)))
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             rule = self._rule_of(group).rule
             for param in group["params"]:
-                choose(rule, param.device, param.dtype, group["fused"])
+                choose(rule, param.device, param.dtype.to_real(), group["fused"])
                 if shards.is_flattened(param) and not rule.coordinatewise:
                     raise RuntimeError(
                         f"rule {group['rule']!r} looks at whole tensors, which "
@@ -210,6 +217,7 @@ class LearnedOptimizer(Optimizer):
             for param, slot in zip(params, batch.slots, strict=True):
                 if slot.param is not param and shards.is_sharded(param):
                     torch.autograd.graph.increment_version(param)
+        self._alarm.sound()
         return loss
 
     def _collect(self) -> list[tuple[Batch, list[Tensor], Backend]]:
@@ -307,7 +315,11 @@ class LearnedOptimizer(Optimizer):
         self._drop_scratch()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint, bit for bit: state keeps its dtype, whatever the parameter's.
+        """Continue from a checkpoint, bit for bit.
+
+        State keeps the dtype that the rule stores it in (float64 with float64 parameters), not the
+        parameter's. Options are the checkpoint's, as torch has it; one warning where that changes
+        a `total_steps` that was given here.
 
         Raises:
             ValueError: the checkpoint was made under another rule or other weights, or does not

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -18,15 +20,25 @@ def check_options(options: dict[str, Any]) -> None:
     lr, decay, total = (options[key] for key in ("lr", "weight_decay", "total_steps"))
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"Tensor lr must be 1-element but has shape {tuple(lr.shape)}")
-    if not 0.0 <= lr < float("inf"):
-        raise ValueError(f"lr must be >= 0 and finite but is {lr}; to climb, give maximize=True")
-    if not 0.0 <= decay < float("inf"):
-        raise ValueError(f"weight_decay must be >= 0 and finite but is {decay}")
-    if total is not None and (isinstance(total, bool) or int(total) != total or total < 1):
+    if not _at_least_zero(lr):
+        raise ValueError(f"lr must be >= 0 and finite but is {lr!r}; to climb, give maximize=True")
+    if not _at_least_zero(decay):
+        raise ValueError(f"weight_decay must be >= 0 and finite but is {decay!r}")
+    if total is not None and not _is_count(total):
         raise ValueError(f"total_steps must be None or an integer >= 1 but is {total!r}")
     for key, allowed in (("maximize", (False, True)), ("fused", (None, False, True))):
         if not any(options[key] is value for value in allowed):
             raise ValueError(f"{key} must be one of {allowed} but is {options[key]!r}")
+
+
+def _at_least_zero(value: object) -> bool:
+    return isinstance(value, (Real, Tensor)) and bool(0.0 <= value < math.inf)
+
+
+def _is_count(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    return math.isfinite(value) and value >= 1 and int(value) == value
 
 
 def check_dense(groups: Iterable[Mapping[str, Any]]) -> None:

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from learned_optim.alarm import warn_caller
 from learned_optim.rules import StateSpec, UpdateRule
 from learned_optim.shards import is_sharded, real_shape
+from learned_optim.weights import LoadedRule
 
 # How a param group refers to its rule; plain values, which travel in every checkpoint.
 RULE_KEYS = ("rule", "rule_sha256", "rule_config")
@@ -31,6 +33,30 @@ Pair = tuple[object, Tensor, UpdateRule]
 def rule_config(rule: UpdateRule) -> str:
     """The rule and its config as one plain value, for param groups."""
     return json.dumps({"rule": rule.name, **rule.config()}, sort_keys=True)
+
+
+def rule_entries(loaded: LoadedRule) -> dict[str, str]:
+    """`RULE_KEYS` of a rule.
+
+    The config is among them, as rules that differ in it alone have the same weights.
+    """
+    config = rule_config(loaded.rule)
+    return {"rule": loaded.name, "rule_sha256": loaded.sha256, "rule_config": config}
+
+
+def check_group(group: Group, loaded: LoadedRule) -> None:
+    """Refuse to run a group that another optimizer ran under a rule of this name, but not this one.
+
+    Raises:
+        ValueError: says both.
+    """
+    entries = rule_entries(loaded)
+    if any(group.get(key, entries[key]) != entries[key] for key in RULE_KEYS[1:]):
+        raise ValueError(
+            f"the param group was run by the rule {_describe(group)} but its name stands for "
+            f"{_describe(entries)} here; give the rule itself, as load_rule returns it, or leave "
+            "rule_sha256 and rule_config out of the group"
+        )
 
 
 def step_dtype() -> torch.dtype:
@@ -126,6 +152,18 @@ def storage_dtype(spec: StateSpec, param: Tensor) -> torch.dtype:
     return torch.float64 if double else spec.dtype
 
 
+def warn_of_horizons(before: Sequence[int | None], groups: Sequence[Group]) -> None:
+    """Say so where a checkpoint's horizon took the place of another, which a longer run may want."""
+    for index, (mine, group) in enumerate(zip(before, groups, strict=True)):
+        loaded = group["total_steps"]
+        if mine not in (None, loaded):
+            warn_caller(
+                f"param group {index} was made with total_steps={mine}, and the checkpoint has put "
+                f"{loaded} in its place, as it does with lr. For the new one, set "
+                f"optimizer.param_groups[{index}]['total_steps'] = {mine} after loading"
+            )
+
+
 @contextmanager
 def loading(optimizer: Optimizer, rules: Sequence[UpdateRule]) -> Iterator[None]:
     """Within it, torch's `load_state_dict` is checked before, and put right after.
@@ -142,6 +180,7 @@ def loading(optimizer: Optimizer, rules: Sequence[UpdateRule]) -> Iterator[None]
     """
     saved: dict[str, Any] = {}
     names = [{key: group[key] for key in RULE_KEYS} for group in optimizer.param_groups]
+    horizons = [group["total_steps"] for group in optimizer.param_groups]
 
     def before(_: Optimizer, final: dict[str, Any]) -> None:
         check(optimizer.param_groups, rules, final)
@@ -151,6 +190,7 @@ def loading(optimizer: Optimizer, rules: Sequence[UpdateRule]) -> Iterator[None]
         restore(optimizer.state, optimizer.param_groups, rules, saved)
         for group, name in zip(optimizer.param_groups, names, strict=True):
             group.update(name)
+        warn_of_horizons(horizons, optimizer.param_groups)
 
     handles = (
         optimizer.register_load_state_dict_pre_hook(before),

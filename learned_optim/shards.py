@@ -48,7 +48,8 @@ def local_grad(param: Tensor) -> Tensor:
         raise ValueError("the parameter has no gradient")
     if is_sharded(grad) and grad.placements != param.placements:  # type: ignore[attr-defined]
         grad = grad.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined]
-    return to_local(grad)
+    # Autograd hands out conjugates that are not written out yet.
+    return to_local(grad.resolve_conj() if grad.is_complex() else grad)
 
 
 def real_shape(param: Tensor) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ from small_training import (
     snapshot,
 )
 
-from learned_optim import LearnedOptimizer
+from learned_optim import LearnedOptimizer, without_matrix_stage
 from learned_optim.rules import L2L, Adam
 
 RULES = pytest.mark.parametrize("rule", [ADAM, LSTM, GRU], ids=["adam", "lstm", "gru"])
@@ -150,6 +150,11 @@ def test_wrong_parameters_are_refused_as_torch_does():
         ({"weight_decay": -0.1}, "weight_decay must be >= 0 and finite but is -0.1"),
         ({"total_steps": 0}, "total_steps must be None or an integer >= 1 but is 0"),
         ({"total_steps": 2.5}, "total_steps must be None or an integer >= 1 but is 2.5"),
+        ({"lr": "1e-3"}, "lr must be >= 0 and finite but is '1e-3'"),
+        ({"lr": None}, "lr must be >= 0 and finite but is None"),
+        ({"weight_decay": None}, "weight_decay must be >= 0 and finite but is None"),
+        ({"total_steps": float("inf")}, "total_steps must be None or an integer >= 1 but is inf"),
+        ({"total_steps": "100"}, "total_steps must be None or an integer >= 1 but is '100'"),
         ({"maximize": "yes"}, "maximize must be one of"),
         ({"fused": "yes"}, "fused must be one of"),
     ],
@@ -164,6 +169,21 @@ def test_options_out_of_range_are_refused_in_the_constructor_and_in_groups(
     with pytest.raises(ValueError, match=message):
         optimizer.add_param_group({"params": [q], **options})
     assert len(optimizer.param_groups) == 1
+
+
+def test_groups_of_another_optimizer_keep_their_rule_or_are_refused():
+    other = without_matrix_stage()
+    old = LearnedOptimizer(parameters(), other, lr=0.5)
+    again = LearnedOptimizer(old.param_groups, other)
+    assert again.param_groups[0]["rule_sha256"] == other.sha256
+    assert again.param_groups[0]["lr"] == 0.5
+    with pytest.raises(ValueError, match=r"was run by the rule 'default' .*" + other.sha256[:8]):
+        LearnedOptimizer(old.param_groups)
+    group = {**old.param_groups[0], "params": parameters(), "rule": "l2l-mnist"}
+    old.add_param_group(group)
+    assert old.param_groups[1]["rule"] == "l2l-mnist"
+    old.add_param_group({**old.param_groups[0], "params": parameters()})
+    assert old.param_groups[2]["rule_sha256"] == other.sha256
 
 
 def test_an_unknown_rule_is_refused_by_name():
