@@ -54,6 +54,10 @@ def publish(
             repo_id=repo,
             folder_path=Path(folder),
             allow_patterns=list(PUBLISHED_FILES),
+            # Of a version before, which these weights do not have.
+            delete_patterns=[
+                name for name in PUBLISHED_FILES if not (Path(folder) / name).exists()
+            ],
             commit_message=f"Publish {tag or 'a rule'}",
         ).oid
         if tag is not None:

@@ -283,6 +283,8 @@ class Handler(BaseHTTPRequestHandler):
                 return as_json({"files": modes})
             case ["commit", "main"]:
                 return self.commit(repo, [json.loads(line) for line in body.splitlines() if line])
+            case ["tree", revision]:
+                return self.tree(repo, revision)
             case ["refs"]:
                 refs = [
                     {"name": name, "ref": f"refs/tags/{name}", "targetCommit": commit}
@@ -300,6 +302,19 @@ class Handler(BaseHTTPRequestHandler):
                 return as_json({"id": "user/repo", "sha": commit, "siblings": []})
         return failure(404, "NoSuchEndpoint")
 
+    def tree(self, repo: Repo, revision: str) -> Reply:
+        """What lies in a commit; there are no folders."""
+        commit = repo.resolve(revision)
+        if commit is None:
+            return failure(404, "RevisionNotFound")
+        files = repo.commits[commit].items()
+        return as_json(
+            [
+                {"type": "file", "path": path, "size": len(data), "oid": git_hash(data)}
+                for path, data in files
+            ]
+        )
+
     def commit(self, repo: Repo, lines: list[dict[str, dict[str, str]]]) -> Reply:
         files = dict(repo.commits[repo.refs["main"]])
         for line in lines:
@@ -308,6 +323,8 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif str(line["key"]) == "lfsFile":
                 files[value["path"]] = self.hub.blobs[value["oid"]]
+            elif str(line["key"]) == "deletedFile":
+                del files[value["path"]]
         name = repo.commit(files)
         return as_json({"commitOid": name, "commitUrl": f"{self.hub.url}/user/repo/commit/{name}"})
 

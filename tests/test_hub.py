@@ -577,6 +577,21 @@ def test_a_second_version_gets_its_own_tag(folder: Path, writable: LoopbackHub):
 
 
 @upload
+def test_a_version_has_no_files_of_the_one_before(folder: Path, writable: LoopbackHub):
+    for name in ("recipe.toml", "metrics.json"):
+        (folder / name).write_text("{}")
+    publishing.publish(folder, REPO)
+    for name in ("recipe.toml", "metrics.json"):
+        (folder / name).unlink()
+    commit = publishing.publish(folder, REPO).partition("@")[2]
+    assert set(writable.repos[REPO].commits[commit]) == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+    }
+
+
+@upload
 def test_a_tag_that_exists_is_refused_before_anything_is_uploaded(
     folder: Path, writable: LoopbackHub
 ):
