@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 from learned_optim import LoadedRule, cli
 from learned_optim.compare import CompareConfig, FactoryError, Problem, Report, run_compare
 from learned_optim.compare.contest import search
-from learned_optim.compare.factory import build, load_factory
+from learned_optim.compare.factory import FunctionFailed, build, load_factory
 from learned_optim.compare.report import Entry
 from learned_optim.compare.training import Contender, Run, points, train
 from learned_optim.reporting import against
@@ -70,6 +71,12 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], s
         return name
 
     return write
+
+
+def test_a_module_that_reads_what_is_not_there_shows_its_traceback(module: Callable[[str], str]):
+    name = module("open('none.csv')\n")
+    with pytest.raises(FunctionFailed, match=r"none\.csv"):
+        load_factory(f"{name}:build")
 
 
 def test_a_function_is_found_in_the_current_folder(module: Callable[[str], str]):
@@ -338,7 +345,32 @@ def test_the_command_prints_the_table_and_writes_where_it_is_told(
     assert (out / "compare.json").exists()
 
 
-def test_an_error_in_the_users_function_shows_its_traceback(module: Callable[[str], str]):
-    name = module("def build():\n    raise ValueError('mine')\n")
-    with pytest.raises(ValueError, match="mine"):
+FAILS = """
+import torch
+
+def build():
+    model = torch.nn.Linear(2, 1)
+
+    def loss():
+        in loss
+        return model(torch.ones(2)).square().mean()
+
+    def evaluate():
+        in evaluate
+        return 1.0
+
+    in build
+    return model, loss, evaluate
+"""
+
+
+@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, ModuleNotFoundError])
+@pytest.mark.parametrize("where", ["build", "loss", "evaluate"])
+def test_an_error_in_the_users_function_shows_its_traceback(
+    module: Callable[[str], str], kind: type[Exception], where: str
+):
+    text = FAILS.replace(f"in {where}\n", f"raise {kind.__name__}('mine')\n")
+    name = module(re.sub(r"^ +in \w+\n", "", text, flags=re.MULTILINE))
+    expected = ValueError if kind is ValueError else FunctionFailed
+    with pytest.raises(expected, match="mine"):
         cli.main(["compare", "--model", f"{name}:build", "--steps", "3", "--quiet"])

@@ -20,11 +20,14 @@ import inspect
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from learned_optim.weights import WeightsError
 
 Factory = Callable[[], Any]
 
@@ -33,6 +36,23 @@ _RETURNS = "(model, loss) or (model, loss, evaluate)"
 
 class FactoryError(ValueError):
     """The function that should make the model is not there or returns something else."""
+
+
+class FunctionFailed(RuntimeError):
+    """The user's code failed as a command's own arguments do, which would hide where."""
+
+
+@contextmanager
+def users(function: str) -> Iterator[None]:
+    """Around a call of the user's: errors that commands print without a traceback get one.
+
+    Raises:
+        FunctionFailed: from the error.
+    """
+    try:
+        yield
+    except (OSError, ImportError, WeightsError) as error:
+        raise FunctionFailed(f"{function} raised {type(error).__name__}: {error}") from error
 
 
 class Problem(NamedTuple):
@@ -59,6 +79,7 @@ def load_factory(name: str) -> Factory:
 
     Raises:
         FactoryError: no such module or function, or the module needs one that is not installed.
+        FunctionFailed: the module reads what is not there.
     """
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
@@ -74,6 +95,8 @@ def load_factory(name: str) -> Factory:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
+    except OSError as error:
+        raise FunctionFailed(f"{module_name} raised {type(error).__name__}: {error}") from error
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if f"{module_name}.".startswith(f"{missing}."):
@@ -95,9 +118,11 @@ def build(factory: Factory, seed: int) -> Problem:
 
     Raises:
         FactoryError: it returns something else, or a model without parameters to train.
+        FunctionFailed: see `users`.
     """
     _seed(seed)
-    made = factory()
+    with users("the factory"):
+        made = factory()
     if not (isinstance(made, tuple) and len(made) in (2, 3)):
         raise FactoryError(f"the factory must return {_RETURNS} but returned {made!r:.200}")
     problem = Problem(*made)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 
-from learned_optim.compare.factory import Factory, FactoryError, Problem, build
+from learned_optim.compare.factory import Factory, FactoryError, Problem, build, users
 
 # Points of a curve; the last is the mean over the last twentieth of the steps.
 POINTS = 20
@@ -107,7 +107,8 @@ def _advance(
     total: float | Tensor = 0.0
     for _ in range(steps):
         optimizer.zero_grad()
-        loss = problem.loss()
+        with users("loss()"):
+            loss = problem.loss()
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise FactoryError(
                 "loss() must return a tensor of one element that depends on the parameters but "
@@ -123,7 +124,7 @@ def _advance(
 
 
 def _evaluated(evaluate: Callable[[], float | Tensor]) -> float:
-    with torch.no_grad():
+    with torch.no_grad(), users("evaluate()"):
         value = evaluate()
     try:
         return float(value.detach() if isinstance(value, Tensor) else value)
