@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from learned_optim.meta_training import run
 from learned_optim.meta_training.model_card import render
 from learned_optim.publishing import licence
 from learned_optim.rules import L2L, RULES
+from learned_optim.weights import bundled_folder, bundled_names, load_folder
 
 METRICS = {
     "validation": {"score": 0.234567, "history": [[0, 2.3], [250, 0.4]]},
@@ -52,6 +54,19 @@ def test_the_config_the_size_the_recipe_and_the_limits_are_there():
     assert "learned-optim meta-train pretrained/l2l-mnist/recipe.toml" in text
     assert "- ReLU networks: the loss does not go down." in text
     assert 'rule="l2l-mnist"' in text
+
+
+@pytest.mark.parametrize("name", bundled_names())
+def test_the_bundled_cards_say_what_their_files_have(name: str):
+    folder = bundled_folder(name)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    weights = load_folder(folder).weights
+    assert f"({sum(w.numel() for w in weights.values()):,} numbers)" in text
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    for key, value in metrics.get("validation", {}).items():
+        if key != "history":
+            assert f"| validation.{key} | {value:.4g} |" in text
+    assert f"| outer_steps | {metrics.get('meta_training', metrics)['outer_steps']} |" in text
 
 
 def test_limits_that_nobody_measured_are_not_made_up():
