@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,22 @@ def test_the_bundled_cards_say_what_their_files_have(name: str):
         if key != "history":
             assert f"| validation.{key} | {value:.4g} |" in text
     assert f"| outer_steps | {metrics.get('meta_training', metrics)['outer_steps']} |" in text
+
+
+def test_every_recipe_says_how_to_run_it_in_a_folder_of_its_own():
+    root = Path(__file__).parent.parent
+    outputs = []
+    for path in sorted((root / "pretrained").rglob("recipe.toml")):
+        text = path.read_text(encoding="utf-8")
+        said = re.search(
+            r"# Rebuild: learned-optim meta-train (\S+)( \\\n# +--output (\S+))?\n", text
+        )
+        assert said is not None, path
+        assert root / said[1] == path
+        name = re.search(r'^name = "(.+)"$', text, re.MULTILINE)
+        assert name is not None, path
+        outputs.append(said[3] or f"runs/{name[1]}")
+    assert len(set(outputs)) == len(outputs) > 20
 
 
 def test_limits_that_nobody_measured_are_not_made_up():
