@@ -188,6 +188,11 @@ def save_folder(
     return loaded
 
 
+def digest(weights: Weights) -> str:
+    """The sha256 of the `model.safetensors` that holds these weights, whatever rule they are of."""
+    return hashlib.sha256(_blob(weights)).hexdigest()
+
+
 def in_memory(rule: UpdateRule, weights: Weights, *, name: str) -> LoadedRule:
     """Make a `LoadedRule` of weights that are not in files; the rule need not be in `RULES`.
 
@@ -277,6 +282,10 @@ def _read(folder: Path, file: str, limit: int) -> bytes:
 def _encode_weights(rule: UpdateRule, weights: Weights, name: str) -> bytes:
     """The bytes of `model.safetensors`: one metadata key, as several would come in any order."""
     check_weights(checked_shapes(rule, name), weights, name)
+    return _blob(weights)
+
+
+def _blob(weights: Weights) -> bytes:
     tensors = {
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, value in weights.items()

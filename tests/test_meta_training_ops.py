@@ -71,6 +71,19 @@ lengths = [1, 2]
 """
 
 
+# A rule and an estimator that may not go together.
+TRAINED_BY = """
+name = "x"
+[rule]
+name = "{rule}"
+[[tasks]]
+family = "quadratic"
+[estimator]
+name = "{estimator}"
+{option}
+"""
+
+
 @pytest.fixture
 def recipe(tmp_path):
     path = tmp_path / "recipe.toml"
@@ -217,8 +230,14 @@ def test_starting_over_a_checkpoint_or_resuming_without_one_is_refused(recipe, t
 def test_a_checkpoint_of_another_rule_is_refused(recipe):
     trainer = MetaTrainer(read_recipe(recipe))
     other = parse_recipe({"name": "x", "rule": {"name": "l2l"}, "tasks": [{"family": "quadratic"}]})
+    state = MetaTrainer(other).state_dict()
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"rule\.layers is 2 in the checkpoint and 1"
+    ):
+        trainer.load_state_dict(state)
+    del state["recipe"]  # as before recipes were in checkpoints
     with pytest.raises(checkpoint.CheckpointError, match="another rule"):
-        trainer.load_state_dict(MetaTrainer(other).state_dict())
+        trainer.load_state_dict(state)
 
 
 def test_meta_training_lowers_the_validation_score():
@@ -257,6 +276,23 @@ def test_meta_training_lowers_the_validation_score():
         ('name = "x"\n[tasks]\nfamily = "quadratic"', r"\[tasks\] must be a list of tables"),
         ('name = "x"\n[imitation]\nteacher = "adam"', r"teacher\] must be a table but is 'adam'"),
         ("name = ", r"not valid TOML"),
+        (
+            'name = "x"\n[horizon]\nname = "constant"\nsteps = 0',
+            r"steps must be at least 1 but is 0",
+        ),
+        ('name = "x"\ntasks = []\n[rule]\nname = "l2l"', r"tasks is empty: name at least one"),
+        (
+            TRAINED_BY.format(rule="by_layer", estimator="tbptt", option="sample = 9"),
+            r"estimator\.sample = 9 is for coordinatewise rules, which by_layer is not: leave",
+        ),
+        (
+            TRAINED_BY.format(rule="l2l", estimator="tbptt", option='only = ["head.", "typo"]'),
+            r"estimator\.only has 'typo', .* of l2l begins: correct it .* cell\.0\.w_ih",
+        ),
+        (
+            TRAINED_BY.format(rule="default", estimator="es", option='only = ["hand.log_steps"]'),
+            r"estimator\.only has 'hand\.log_steps'",
+        ),
     ],
 )
 def test_a_wrong_recipe_says_what_is_wrong(tmp_path, change, message):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from learned_optim.meta_training import checkpoint, parallel
+from learned_optim.meta_training import checkpoint, identity, parallel
 from learned_optim.meta_training.constraint import free, odd_part
 from learned_optim.meta_training.curriculum import Stages
 from learned_optim.meta_training.estimators import Estimate
@@ -25,7 +25,7 @@ from learned_optim.meta_training.truncation import Worker, moved
 from learned_optim.meta_training.validation import Result, Validator
 from learned_optim.meta_training.yardstick import Yardstick
 from learned_optim.rules import Weights
-from learned_optim.weights import LoadedRule
+from learned_optim.weights import LoadedRule, digest
 
 
 def learning_rate(outer: Outer, step: int) -> float:
@@ -48,7 +48,7 @@ class MetaTrainer:
 
     Everything that the next step depends on is in `state_dict`: the meta-parameters, the outer
     optimizer, the workers with their unrolls and generators, the curriculum, the best validation
-    so far.
+    so far. With it goes the recipe that made it (`identity`), as under another it is worth nothing.
 
     Under torchrun every process holds a trainer; each advances its own workers only, and all make
     the same update (`parallel`).
@@ -100,6 +100,7 @@ class MetaTrainer:
         self._grow()
         self.step_count = 0
         self.seconds = 0.0
+        self._start = self._learned = ""
         self.averaged = self.snapshot()
         self.best_score = math.inf
         self.best_step = -1
@@ -120,6 +121,7 @@ class MetaTrainer:
         with torch.no_grad():
             for key, value in fitted(self.rule, weights, self.allowed).items():
                 self.weights[key].copy_(value)
+        self._start = digest(weights)
         self.averaged, self.best_weights = self.snapshot(), self.snapshot()
 
     def learn_from(self, loaded: LoadedRule) -> None:
@@ -129,10 +131,14 @@ class MetaTrainer:
             ValueError: the odd part is wanted of a rule that is no `l2l`.
         """
         self._teach(self.recipe.imitation.teacher_of(loaded.rule, dict(loaded.weights)))
+        self._learned = loaded.sha256
 
     def _teach(self, teacher: Teacher) -> None:
         for worker in self.workers:
             worker.teacher = teacher
+
+    def _identity(self) -> dict[str, Any]:
+        return identity.identity(self.recipe, self._start, self._learned)
 
     def _grow(self) -> None:
         for worker in self.workers:
@@ -227,6 +233,7 @@ class MetaTrainer:
         """Everything; see the class. Under torchrun all processes must call it together."""
         mine = [self.workers[index].state_dict() for index in parallel.mine(len(self.workers))]
         state = {
+            "recipe": self._identity(),
             "weights": self.snapshot(),
             "averaged": self.averaged,
             "optimizer": self.optimizer.state_dict(),
@@ -246,9 +253,12 @@ class MetaTrainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, by as many processes as there are now.
 
+        A recipe that starts from weights, or has a learned teacher, is given them first.
+
         Raises:
-            checkpoint.CheckpointError: if the checkpoint belongs to another rule or task list.
+            checkpoint.CheckpointError: if the checkpoint belongs to another recipe; see `identity`.
         """
+        identity.check(state, self._identity(), self.recipe.outer.steps)
         shapes = {key: tuple(value.shape) for key, value in state["weights"].items()}
         if shapes != self.rule.weight_shapes() or len(state["workers"]) != len(self.workers):
             raise checkpoint.CheckpointError(

@@ -179,6 +179,10 @@ class Recipe:
         start: folder of weights to start from, relative to the recipe; drawn afresh without.
         stagger: see `truncation.Worker`.
         checkpoint_minutes: time between two checkpoints.
+
+    Raises:
+        ValueError: for no tasks, for some that must not be mixed, or for a rule that the estimator
+            can not train.
     """
 
     name: str
@@ -198,4 +202,7 @@ class Recipe:
     checkpoint_minutes: float = 1.0
 
     def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError("tasks is empty: name at least one family to train on, as [[tasks]]")
         check_together(entry.family for entry in self.tasks)
+        self.estimator.check(self.rule)

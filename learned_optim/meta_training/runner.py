@@ -43,7 +43,7 @@ def run(
     Raises:
         RecipeError: for a recipe that can not be used.
         CheckpointError: if there is a checkpoint and `resume` is not given, if there is none and
-            it is, or if one can not be read or written.
+            it is, if it is of another recipe, or if one can not be read or written.
         DeviceUnavailable: for a device that is not here.
     """
     recipe, folder = Path(recipe), output_folder(recipe, output)
@@ -51,12 +51,12 @@ def run(
     path = folder / "checkpoint.pt"
     if trainer.recipe.imitation.learned:
         trainer.learn_from(load_folder(recipe.parent / trainer.recipe.imitation.learned))
+    if trainer.recipe.start:
+        trainer.start_from(load_folder(recipe.parent / trainer.recipe.start).weights)
     if resume:
         trainer.load_state_dict(checkpoint.load(path))
         if parallel.rank() == 0:
             checkpoint.sweep(path)
-    elif trainer.recipe.start:
-        trainer.start_from(load_folder(recipe.parent / trainer.recipe.start).weights)
     if path.exists() and not resume:
         raise checkpoint.CheckpointError(
             f"{path} exists: pass --resume to go on with it, or another --output to start afresh"

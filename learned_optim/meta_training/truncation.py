@@ -44,6 +44,10 @@ class Constant(Horizon):
 
     steps: int = 100
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1 but is {self.steps}")
+
     def sample(self, rng: torch.Generator) -> int:
         """See `Horizon`."""
         return self.steps

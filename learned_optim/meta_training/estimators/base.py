@@ -49,6 +49,14 @@ class GradientEstimator(ABC):
 
     unroll: int = 20
 
+    def check(self, rule: UpdateRule) -> None:
+        """Refuse a rule that can not be trained so, before hours are spent; all can by default.
+
+        Raises:
+            ValueError: naming the field and its value.
+        """
+        return
+
     @abstractmethod
     def estimate(
         self, rule: UpdateRule, weights: Weights, worker: Worker, meta_loss: MetaLoss
@@ -60,6 +68,21 @@ def told_horizon(worker: Worker, share: float) -> int | None:
     """The episode's length if the rule is told it, as it is in a share of all episodes."""
     rng = generator("told", worker.seed, worker.index, worker.episode)
     return worker.total_steps if torch.rand((), generator=rng) < share else None
+
+
+def check_only(beginnings: tuple[str, ...], rule: UpdateRule) -> None:
+    """Refuse an `only` of which an entry names nothing: a misspelt one would not be trained.
+
+    Raises:
+        ValueError: naming it, and what there is.
+    """
+    names = list(rule.weight_shapes())
+    for beginning in beginnings:
+        if not any(name.startswith(beginning) for name in names):
+            raise ValueError(
+                f"estimator.only has {beginning!r}, with which no meta-parameter of {rule.name} "
+                f"begins: correct it or leave it out; there are {', '.join(names)}"
+            )
 
 
 def only_those(values: Weights, beginnings: tuple[str, ...]) -> Weights:

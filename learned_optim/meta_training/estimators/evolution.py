@@ -29,6 +29,7 @@ from torch import Tensor
 from learned_optim.meta_training.estimators.base import (
     Estimate,
     GradientEstimator,
+    check_only,
     only_those,
     told_horizon,
 )
@@ -81,6 +82,10 @@ class Evolution(GradientEstimator):
             raise ValueError(
                 f"difference_clip >= 0, late >= 0, tell_horizon in [0, 1] expected but got {self}"
             )
+
+    def check(self, rule: UpdateRule) -> None:
+        """See `GradientEstimator`."""
+        check_only(self.only, rule)
 
     @abstractmethod
     def _directions(self, worker: Worker, weights: Weights, start: int) -> tuple[Weights, Weights]:

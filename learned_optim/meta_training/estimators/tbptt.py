@@ -14,6 +14,7 @@ from learned_optim.meta_training.adjoint import window_gradient
 from learned_optim.meta_training.estimators.base import (
     Estimate,
     GradientEstimator,
+    check_only,
     only_those,
     told_horizon,
 )
@@ -83,6 +84,15 @@ class TBPTT(GradientEstimator):
             raise ValueError(
                 "limit must be 0 or more, and 0 without second_derivatives, which alone have an "
                 f"adjoint that can grow, but is {self.limit}"
+            )
+
+    def check(self, rule: UpdateRule) -> None:
+        """See `GradientEstimator`."""
+        check_only(self.only, rule)
+        if self.sample and not rule.coordinatewise:
+            raise ValueError(
+                f"estimator.sample = {self.sample} is for coordinatewise rules, which {rule.name} "
+                "is not: leave it out, or use another rule"
             )
 
     def estimate(
