@@ -1,6 +1,7 @@
 """Which parts of `default` and of its meta-training matter? Short runs at equal compute.
 
     python -m benchmarks.default_ablations             every variant that the JSON lacks
+    python -m benchmarks.default_ablations --again     all of them anew
     python -m benchmarks.default_ablations --redraw    the table and the picture from the JSON
 
 Each variant changes one thing of a base that trains all levels of `default` on the tasks of its
@@ -40,9 +41,10 @@ from learned_optim.meta_training.seeding import derive_seed, generator
 from learned_optim.meta_training.truncation import Constant
 from learned_optim.meta_training.unroll import Runs
 from learned_optim.rules import Default, UpdateRule, Weights
-from learned_optim.rules.hand import HAND_SCALE
+from learned_optim.rules.hand import HAND_SCALE, hand_weights
 from learned_optim.tasks.augment import Reparametrise
 from learned_optim.tasks.base import Task
+from learned_optim.weights import digest
 
 SECONDS = 200.0
 STEPS, RUNS, TAIL = 300, 2, 0.05
@@ -182,14 +184,18 @@ def examine(name: str, recipe: Recipe, judge: Judge, seconds: float) -> dict[str
 
 
 def measure(path: Path, seconds: float = SECONDS) -> None:
-    """Run the variants that `path` lacks, and write after each."""
+    """Run the variants that `path` lacks, and write after each.
+
+    Those of other constants to start from, or of another time, are measured anew.
+    """
     saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    done: dict[str, Any] = dict(saved.get("variants", {}))
+    made_with = {"cpu_seconds_each": seconds, "weights_sha256": digest(hand_weights())}
+    done: dict[str, Any] = saved["variants"] if made_with.items() <= saved.items() else {}
     judge = Judge(base())
     for name, recipe in variants().items():
         if name not in done:
             done[name] = examine(name, recipe, judge, seconds)
-            write_json(path, {"cpu_seconds_each": seconds, "variants": done, **provenance()})
+            write_json(path, {**made_with, "variants": done, **provenance()})
 
 
 def show(content: Mapping[str, Any]) -> None:
@@ -240,10 +246,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Ablations of the rule `default`.")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of JSON and picture")
     parser.add_argument("--redraw", action="store_true", help="measure nothing")
+    parser.add_argument("--again", action="store_true", help="run everything anew")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="CPU time of each variant")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     path = arguments.output / "default_ablations.json"
+    if arguments.again:
+        path.unlink(missing_ok=True)
     if not arguments.redraw:
         measure(path, arguments.seconds)
     content = json.loads(path.read_text(encoding="utf-8"))

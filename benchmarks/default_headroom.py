@@ -39,6 +39,7 @@ from learned_optim.meta_training.truncation import LogUniform
 from learned_optim.meta_training.unroll import Runs
 from learned_optim.rules import Default, Weights
 from learned_optim.rules.hand import HAND, HAND_SCALE, hand_weights
+from learned_optim.weights import digest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,15 +116,16 @@ def examine(entry: TaskEntry, index: int, steps: LogUniform, *, told: bool) -> d
 
 
 def measure(path: Path, rounds: int = ROUNDS, steps: LogUniform = STEPS) -> None:
-    """Run the draws that `path` lacks, and write after each."""
+    """Run the draws that `path` lacks, and write after each; anew if the constants have changed."""
     entries = read_recipe(RECIPE).tasks
     saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     names = [" ".join(setting).strip() for setting in SETTINGS]
-    draws: list[dict[str, Any]] = saved["draws"] if saved.get("settings") == names else []
+    made_with = {"weights_sha256": digest(hand_weights()), "settings": names}
+    draws: list[dict[str, Any]] = saved["draws"] if made_with.items() <= saved.items() else []
     for index in tqdm(range(len(draws), rounds * len(entries)), desc="draws"):
         turn, place = divmod(index, len(entries))
         draws.append(examine(entries[place], index, steps, told=turn % 2 == 1))
-        write_json(path, {"settings": names, "draws": draws, **provenance()})
+        write_json(path, {**made_with, "draws": draws, **provenance()})
 
 
 def with_hindsight(found: Tensor, columns: list[int]) -> float:

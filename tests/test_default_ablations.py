@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import default_ablations
 from learned_optim.meta_training.recipe import TaskEntry
+from learned_optim.rules.hand import HAND
 from learned_optim.tasks import IllConditionedQuadratic, TeacherStudent
 
 
@@ -44,6 +45,9 @@ def test_variants_are_trained_judged_kept_and_drawn(small, tmp_path, capsys, mon
     assert starts[0] == starts[1] != starts[2]
     monkeypatch.setattr(default_ablations, "examine", None)  # nothing is run twice
     default_ablations.measure(path, seconds=0.05)
+    monkeypatch.setitem(HAND, "brake", (0.5,))
+    with pytest.raises(TypeError, match="not callable"):  # other constants: all is run again
+        default_ablations.measure(path, seconds=0.05)
     default_ablations.show(content)
     assert "no coordinate level" in capsys.readouterr().out
     default_ablations.draw(content, path.with_suffix(".png"))

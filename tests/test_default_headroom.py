@@ -14,7 +14,7 @@ from benchmarks.readme_tables import table_of
 from learned_optim.meta_training.recipe import TaskEntry
 from learned_optim.meta_training.recipe_file import read_recipe
 from learned_optim.meta_training.truncation import LogUniform
-from learned_optim.rules.hand import hand_weights
+from learned_optim.rules.hand import HAND, hand_weights
 from learned_optim.tasks import IllConditionedQuadratic, TeacherStudent
 
 
@@ -60,6 +60,9 @@ def test_draws_are_measured_kept_shown_and_drawn(tmp_path, capsys, monkeypatch):
         assert rows[:, 1:].any()
     monkeypatch.setattr(default_headroom, "examine", None)  # nothing is run twice
     default_headroom.measure(path, rounds=2, steps=LogUniform(10, 20))
+    monkeypatch.setitem(HAND, "brake", (0.5,))
+    with pytest.raises(TypeError, match="not callable"):  # other constants: all is run again
+        default_headroom.measure(path, rounds=2, steps=LogUniform(10, 20))
     default_headroom.show(content)
     assert "matrix stage" in capsys.readouterr().out
     rows = table_of(content).splitlines()
