@@ -4,6 +4,7 @@
     python -m benchmarks.generalization                                 the held-out problems
     python -m benchmarks.generalization --split validation --rule DIR --output DIR
     python -m benchmarks.generalization --baselines-only                fills the cache
+    python -m benchmarks.generalization --again                         the rule anew
 
 Problems are in `benchmarks.general.items`, three runs of each. Every tuned baseline has the rate of
 its grid that ends lowest on these very runs, chosen for each problem with hindsight; the learned
@@ -48,16 +49,26 @@ from learned_optim.weights import LoadedRule
 
 
 def evaluate(
-    split: str, items: list[Item], loaded: LoadedRule, path: Path, make: MakeStepper = Unrolled
+    split: str,
+    items: list[Item],
+    loaded: LoadedRule,
+    path: Path,
+    make: MakeStepper = Unrolled,
+    *,
+    again: bool = False,
 ) -> dict[str, Any]:
-    """Run what is missing, and write the file after every problem."""
-    saved = read(path)
+    """Run what is missing, and write the file after every problem.
+
+    With `again` everything is: what the file has, and what a control in the cache says of the rule.
+    """
+    saved = {} if again else read(path)
     same = saved.get("rule", {}).get("sha256") == loaded.sha256
     kept: dict[str, Record] = saved.get("items", {}) if same else {}
     for item in items:
         record = kept.get(item.name, {})
         if record.get("problem") != problem(item) or not has_rule(record["entries"], RULE, loaded):
-            known = from_control(split, item, RULE, loaded) if make is Unrolled else {}
+            asked = make is Unrolled and not again
+            known = from_control(split, item, RULE, loaded) if asked else {}
             entries = known or run_rules(item, {RULE: loaded}, make=make)
             kept[item.name] = {"problem": problem(item), "entries": entries}
             write_json(path, _content(split, loaded, kept))
@@ -95,6 +106,9 @@ def arguments() -> argparse.Namespace:
         "--optimizer", action="store_true", help="run LearnedOptimizer itself: the same, but slower"
     )
     parser.add_argument("--baselines-only", action="store_true", help="leave the rule out")
+    parser.add_argument(
+        "--again", action="store_true", help="run the rule anew; the baselines are kept"
+    )
     return parser.parse_args()
 
 
@@ -108,7 +122,8 @@ def main() -> None:
         return
     path = options.output / f"generalization_{options.split}.json"
     make = learned if options.optimizer else Unrolled
-    content = evaluate(options.split, items, load_rule(options.rule), path, make)
+    rule = load_rule(options.rule)
+    content = evaluate(options.split, items, rule, path, make, again=options.again)
     records = merged(items, options.split, content["items"])
     content["summary"] = {key: judge(records, key) for key in (RULE, RULE + TOLD)}
     write_json(path, content)

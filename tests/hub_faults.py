@@ -1,6 +1,6 @@
 """What a user sees when something goes wrong: every fault is really provoked, and written down.
 
-    python tests/hub_faults.py
+    PYTHONPATH=. python tests/hub_faults.py
 
 A loopback Hub serves a rule to the real client and fails in each of the ways; then come faults of
 files, of arguments and of training. Each case runs in a process of its own, as a user's would.

@@ -1,7 +1,7 @@
 """A new user's whole path: install the wheel, train, learn a rule, publish it, load it elsewhere.
 
-    python tests/new_user.py            with this environment's torch and other dependencies
-    python tests/new_user.py --fresh    with those that pip installs, from the package index
+    PYTHONPATH=. python tests/new_user.py            with this environment's dependencies
+    PYTHONPATH=. python tests/new_user.py --fresh    with those of the package index
 
 Every command is what a user would type. The Hub is one on the loopback interface. Prints what is
 typed and what comes back, and with `--output` writes it down for the documentation.

@@ -28,6 +28,9 @@ MAKE = re.compile(r"\bmake ([a-z]+)")
 PATH = re.compile(r"`((?:learned_optim|benchmarks|tests|pretrained|rules)/[\w./-]+)`")
 COMMAND = re.compile(r"learned-optim ([a-z][a-z-]*)")
 MODULE = re.compile(r"python -m (benchmarks[\w.]*)")
+SCRIPT = re.compile(r"\b(?:benchmarks|docs|examples|tests)/[\w/]+\.py\b")
+# Benchmarks that `make results` leaves out, and says so.
+LEFT_OUT = {"benchmarks.hand_constants", "benchmarks.step_time_cuda"}
 
 
 def anchors(text: str) -> set[str]:
@@ -71,6 +74,8 @@ def test_commands_and_files_that_are_mentioned_exist(path: Path):
     for name in PATH.findall(text):
         base = ROOT / "learned_optim" if name.startswith("rules/") else ROOT
         assert (base / name).exists(), name
+    for name in SCRIPT.findall(code):
+        assert (ROOT / name).exists(), name
     for module in MODULE.findall(code):
         assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
 
@@ -79,6 +84,21 @@ def test_every_target_of_the_makefile_that_is_no_file_is_phony():
     text = (ROOT / "Makefile").read_text()
     phony = set(re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)[0].split())
     assert phony == set(re.findall(r"^([a-z]+):", text, re.MULTILINE))
+
+
+def test_every_benchmark_is_run_anew_for_the_results():
+    called = dict(re.findall(r"python -m (benchmarks\S+)(.*)", (ROOT / "Makefile").read_text()))
+    scripts = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text()
+        for path in (ROOT / "benchmarks").rglob("*.py")
+    }
+    scripts = {
+        name: text for name, text in scripts.items() if '\nif __name__ == "__main__"' in text
+    }
+    assert called.keys() == scripts.keys() - LEFT_OUT
+    for name, text in scripts.items():
+        keeps = '"--again"' in text or "resumes=True" in text
+        assert not keeps or name in LEFT_OUT or "--again" in called[name], name
 
 
 def test_the_tables_of_the_readme_are_those_of_the_results():

@@ -335,6 +335,25 @@ def test_a_rule_with_the_weights_of_a_control_is_not_run_again(own_split, monkey
     assert content["items"]["small"]["entries"] == found
 
 
+def test_again_runs_the_rule_whatever_the_file_and_the_controls_have(own_split, monkeypatch):
+    item, hand, path = small(), store.controls("validation")["hand"], own_split / "out.json"
+    store.baselines("validation", item, progress=False)
+    kept = generalization.evaluate("validation", [item], hand, path)
+    asked = []
+    real = generalization.run_rules
+
+    def counted(*arguments, **options):
+        asked.append(arguments)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(generalization, "run_rules", counted)
+    generalization.evaluate("validation", [item], hand, path)
+    assert not asked
+    content = generalization.evaluate("validation", [item], hand, path, again=True)
+    assert len(asked) == 1
+    assert content["items"]["small"]["entries"] == kept["items"]["small"]["entries"]
+
+
 def test_baselines_can_be_filled_without_a_rule(own_split, monkeypatch, capsys):
     run_main(monkeypatch, "--baselines-only")
     assert "hand rule, no learning" in capsys.readouterr().out
