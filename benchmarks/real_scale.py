@@ -5,8 +5,8 @@
     python -m benchmarks.real_scale --quick           a tiny model, a few steps, written nowhere
 
 A causal transformer on the characters of Shakespeare, from the held-out list: `default` without and
-with `total_steps`, AdamW with a cosine at four rates, and with a warm-up at two. Everyone sees the
-same start and the same minibatches. All eight runs take 75 minutes of one core: a step of `default`
+with `total_steps`, AdamW with a cosine at four rates, and with a warm-up at four. Everyone sees the
+same start and the same minibatches. All ten runs take 90 minutes of one core: a step of `default`
 costs as much as the gradient again, one of AdamW next to nothing. Checkpoints lie in `--folder`;
 results go to results/real_scale.json and results/real_scale.png, after every run that is complete.
 """
@@ -38,7 +38,10 @@ FINAL = 0.05  # of the steps: the mean over them is the final training loss
 CHECKPOINT_EVERY = 25  # steps
 TEST_BATCHES = 32
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-WARM_RATES, WARM = (3e-4, 1e-3), 0.1  # with a linear warm-up over this share of the steps
+WARM_RATES, WARM = (
+    (3e-4, 1e-3, 3e-3, 1e-2),
+    0.1,
+)  # with a linear warm-up over this share of the steps
 SEED = 0
 
 

@@ -40,7 +40,7 @@ class Grid:
         return [float(f"{10 ** (k / self.per_decade):.6g}") for k in range(first, last + 1)]
 
 
-def choose(rates: Sequence[float], start: Tensor, final: Tensor) -> dict[str, Any]:
+def choose(rates: Sequence[float], start: Tensor, final: Tensor, margin: int = 0) -> dict[str, Any]:
     """The rate with the least mean final loss among those at which no run diverged.
 
     Losses of random quadratics are heavy-tailed: a rate may be the best on average over a few
@@ -51,13 +51,17 @@ def choose(rates: Sequence[float], start: Tensor, final: Tensor) -> dict[str, An
         rates: `K` ascending rates.
         start: loss of each run before the first step, `(runs, K)`.
         final: at the end, `(runs, K)`.
+        margin: so many rates below one at which a run diverged are out too.
 
     Raises:
         ValueError: if every rate diverges.
     """
     means = final.double().mean(0)
     diverged = (~(final <= _DIVERGED * start)).sum(0)
-    allowed = torch.where((diverged == 0) & means.isfinite(), means, math.inf)
+    out = (diverged > 0) | ~means.isfinite()
+    for step in range(1, margin + 1):
+        out[:-step] |= diverged[step:] > 0
+    allowed = torch.where(out, math.inf, means)
     best = int(allowed.argmin())
     if not allowed[best].isfinite():
         raise ValueError(f"every learning rate in [{rates[0]}, {rates[-1]}] diverges")

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.baselines import BASELINES
+from benchmarks.paper.failures import title
 from benchmarks.paper.starts import PAPER, RATES, distance, shape_of
 from benchmarks.paper.sweep import ratio as size_ratio
-from benchmarks.paper.trajectories import label
 from benchmarks.readme_tables import KINDS, markdown, number
 from benchmarks.results import RESULTS
 
@@ -118,7 +118,7 @@ def failures(folder: Path) -> str:
                 f"step {mark}: {number(at['median'])} ({at['above_start']})"
                 for mark, at in facts["marks"].items()
             )
-            rows.append([f"{case['title']}, {case['runs']} runs", label(entry), marks])
+            rows.append([f"{case['title']}, {case['runs']} runs", title(entry), marks])
     return markdown(["Case", "", "median loss (runs that stand above the start)"], rows)
 
 

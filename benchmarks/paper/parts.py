@@ -41,6 +41,8 @@ class Contest:
             minibatch is noisy.
         test_runs: that are reported.
         validation_runs: that the rates are chosen on.
+        margin: see `choose`; where a rate that none of few validation runs diverges at is too much
+            for some test run.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Contest:
     tail: int
     test_runs: int
     validation_runs: int
+    margin: int = 0
 
     def _losses(
         self, runs: int, stream: str, make_stepper: Callable[[], Stepper], who: str, work: Path
@@ -85,7 +88,7 @@ class Contest:
                 work,
             )
             start, end = losses[..., : self.tail], losses[..., -self.tail :]
-            chosen[name] = choose(rates, start.mean(-1), end.mean(-1))
+            chosen[name] = choose(rates, start.mean(-1), end.mean(-1), self.margin)
         return chosen
 
     def compare(self, rules: Mapping[str, LoadedRule], work: Path) -> dict[str, Any]:
