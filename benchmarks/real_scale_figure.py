@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from benchmarks.plotting import STYLE
 
 _LEARNED = "#c8102e"
-_BASELINES = ("#a8c3b0", "#6aa786", "#2a6f97", "#2b2d42", "#d9a441", "#8e6bb0")
+# AdamW without a warm-up and with one; more rates than colours begin again.
+_COLD = ("#a8c3b0", "#6aa786", "#2a6f97", "#2b2d42")
+_WARM = ("#f0d9a8", "#d9a441", "#8e6bb0", "#4b2e63")
 _SPAN = 40  # the curve is cut into as many means as steps hold this, at least
 
 
@@ -33,7 +36,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    baselines = iter(_BASELINES)
+    cold, warm = itertools.cycle(_COLD), itertools.cycle(_WARM)
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(6.2, 4.0))
         for key, run in content["runs"].items():
@@ -42,7 +45,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
             axes.plot(
                 steps,
                 means,
-                color=_LEARNED if learned else next(baselines),
+                color=_LEARNED if learned else next(warm if "warm" in key else cold),
                 linestyle="--" if key == "default" else "-",
                 linewidth=2.2 if learned else 1.3,
                 label=f"{run['label']}: {run['final_loss']:.3f}, test {run['test_loss']:.3f}",
