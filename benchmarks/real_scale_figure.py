@@ -38,7 +38,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
 
     cold, warm = itertools.cycle(_COLD), itertools.cycle(_WARM)
     with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.2, 4.0))
+        figure, axes = pyplot.subplots(figsize=(9.0, 4.0))
         for key, run in content["runs"].items():
             learned = key.startswith("default")
             steps, means = smoothed(run["losses"])
@@ -53,7 +53,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
         axes.set_xlabel("step")
         axes.set_ylabel("training loss, nats a character")
         axes.set_title(f"Shakespeare, {content['parameters'] / 1e6:.1f} million parameters")
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
         figure.tight_layout()
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Software": None})
