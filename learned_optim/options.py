@@ -32,13 +32,13 @@ def check_options(options: dict[str, Any]) -> None:
 
 
 def _at_least_zero(value: object) -> bool:
-    return isinstance(value, (Real, Tensor)) and bool(0.0 <= value < math.inf)
+    return isinstance(value, (Real, Tensor)) and 0.0 <= float(value) < math.inf
 
 
 def _is_count(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
-    return math.isfinite(value) and value >= 1 and int(value) == value
+    return float(value) >= 1 and float(value).is_integer()
 
 
 def check_dense(groups: Iterable[Mapping[str, Any]]) -> None:

@@ -153,7 +153,7 @@ def storage_dtype(spec: StateSpec, param: Tensor) -> torch.dtype:
 
 
 def warn_of_horizons(before: Sequence[int | None], groups: Sequence[Group]) -> None:
-    """Say so where a checkpoint's horizon took the place of another, which a longer run may want."""
+    """Say so where a checkpoint's horizon took the place of one that was given."""
     for index, (mine, group) in enumerate(zip(before, groups, strict=True)):
         loaded = group["total_steps"]
         if mine not in (None, loaded):

@@ -128,5 +128,5 @@ def frozen_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return copy.deepcopy(optimizer.state_dict())
 
 
-def make(params: Any, rule: LoadedRule = LSTM, **options: Any) -> LearnedOptimizer:
+def make(params: Any, rule: LoadedRule | str = LSTM, **options: Any) -> LearnedOptimizer:
     return LearnedOptimizer(params, rule, **options)

@@ -17,7 +17,9 @@ def test_each_network_is_measured_once_and_drawn(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(
         starts,
         "MnistMLP",
-        lambda **config: MnistMLP(**config | {"hidden": 4}, dataset="digits", batch_size=8),
+        lambda layers, hidden, init_std: MnistMLP(
+            layers=layers, hidden=4, init_std=init_std, dataset="digits", batch_size=8
+        ),
     )
     path = tmp_path / "paper_starts.json"
     starts.measure(path)
