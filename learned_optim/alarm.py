@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -12,7 +13,11 @@ import torch
 from torch import Tensor
 
 # Of what stands between a step and the user's line that asked for it.
-INSIDE = (str(Path(__file__).parent), str(Path(torch.__file__).parent), contextlib.__file__)
+INSIDE = (
+    f"{Path(__file__).parent}{os.sep}",
+    f"{Path(torch.__file__).parent}{os.sep}",
+    contextlib.__file__,
+)
 MESSAGE = (
     "a gradient holds NaN or infinity{where}: such a parameter sits the step out and keeps its "
     "state. This is said once an optimizer"

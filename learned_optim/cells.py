@@ -25,6 +25,12 @@ CellWeights = Mapping[str, Tensor]
 CellFunction = Callable[[Tensor, Tensor, CellWeights], tuple[Tensor, Tensor]]
 
 
+def uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> Tensor:
+    """U(-bound, bound), float32 where the generator is, whatever torch's defaults are."""
+    drawn = torch.empty(shape, dtype=torch.float32, device=generator.device)
+    return drawn.uniform_(-bound, bound, generator=generator)
+
+
 @dataclass(frozen=True)
 class Cell:
     """A cell's function and the facts needed to allocate its weights and state.
@@ -63,9 +69,8 @@ class Cell:
         and not a constant hidden in the step.
         """
         bound = hidden**-0.5
-        like = torch.empty(0, dtype=torch.float32, device=generator.device)
         weights = {
-            name: like.new_empty(shape).uniform_(-bound, bound, generator=generator)
+            name: uniform(shape, bound, generator)
             for name, shape in self.weight_shapes(inputs, hidden).items()
         }
         if self.forget_gate is not None:

@@ -16,6 +16,10 @@ is their registry: a name is bundled when its two files are listed there, and is
 both hashes agree. After changing a bundled rule:
 
     cd pretrained && sha256sum */config.json */model.safetensors > SHA256SUMS
+
+What is where, under three headings: a rule is had (`load_bundled`, `load_folder`, `in_memory`) or
+saved (`save_folder`); its bytes are checked (`read_files`, `decode`, which `hub` uses too); files
+and the registry are read and replaced. What a check is, is in `weight_checks`.
 """
 
 from __future__ import annotations
@@ -76,6 +80,9 @@ class LoadedRule:
         """What steps need of it, see `UpdateRule.lean`; name and sha256 are those of the file."""
         rule, weights = self.rule.lean(self.weights)
         return dataclasses.replace(self, rule=rule, weights=weights)
+
+
+# -- a rule is had or saved ------------------------------------------------------------------------
 
 
 def bundled_names() -> list[str]:
@@ -209,6 +216,9 @@ def in_memory(rule: UpdateRule, weights: Weights, *, name: str) -> LoadedRule:
     return LoadedRule(rule, copies, name, hashlib.sha256(blob).hexdigest())
 
 
+# -- its bytes, as files or the Hub have them, are checked -----------------------------------------
+
+
 def read_files(folder: Path) -> tuple[bytes, bytes]:
     """The bytes of `config.json` and of `model.safetensors`, each once and within its limit.
 
@@ -238,6 +248,9 @@ def decode(config: bytes, blob: bytes, where: str) -> LoadedRule:
         )
     weights = parse_weights(blob, rule, where)
     return LoadedRule(rule, weights, content["name"], sha256)
+
+
+# -- files and the registry are read and replaced --------------------------------------------------
 
 
 def _pretrained() -> Path:

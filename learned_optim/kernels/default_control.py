@@ -58,10 +58,9 @@ def default_control_(
         raise ValueError(f"controllers must be given where units > 0, which is {units}")
     if finite is not None and (finite.dtype, tuple(finite.shape)) != (torch.bool, (count,)):
         raise ValueError(f"finite must be ({count},) bool but is {finite.shape} {finite.dtype}")
-    # Said each time, as torch's defaults are the user's to set: the kernel reads float32.
-    total = None if total_steps is None else [float(total_steps)] * count
-    total = None if total is None else torch.tensor(total, dtype=torch.float32, device="cpu")
+    # torch's defaults are the user's to set; the kernel reads float32 on the CPU.
     signals = torch.empty(SIGNALS, count, dtype=torch.float32, device="cpu")
+    total = None if total_steps is None else signals.new_full((count,), float(total_steps))
     tables = [pointers(tensors) for tensors in (steps, gauges, controllers or [])]
     control = native.DefaultControlArguments(
         rules=1,

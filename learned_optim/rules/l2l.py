@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from learned_optim import features
-from learned_optim.cells import CELLS, affine
+from learned_optim.cells import CELLS, affine, uniform
 from learned_optim.rules.base import Coordinates, State, StateSpec, UpdateRule, Weights
 from learned_optim.rules.mirror import FEATURES, mirrored_cells, odd_pair
 
@@ -108,7 +108,7 @@ class L2L(UpdateRule):
         loss for 300 to over 800 updates; from a small head it learns within 25.
         """
         cell = CELLS[self.cell]
-        weights, drawn = {}, {}
+        weights = {}
         for layer in range(self.layers):
             drawn = cell.init_weights(
                 self._layer_inputs(layer), self.hidden, generator, self.forget_bias
@@ -116,7 +116,7 @@ class L2L(UpdateRule):
             weights |= {f"cell.{layer}.{key}": value for key, value in drawn.items()}
         bound = 0.01 * self.hidden**-0.5
         for key, shape in (("head.w", (1, self.hidden)), ("head.b", (1,))):
-            weights[key] = drawn["b"].new_empty(shape).uniform_(-bound, bound, generator=generator)
+            weights[key] = uniform(shape, bound, generator)
         return weights
 
     def mirrored(self, weights: Weights) -> Weights:
