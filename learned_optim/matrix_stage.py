@@ -5,26 +5,21 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-import torch
-
 from learned_optim.hub import load_rule
 from learned_optim.rules import Default
-from learned_optim.rules.hand import HAND_SCALE, constant
 from learned_optim.weights import LoadedRule, in_memory
 
 
 def without_matrix_stage(rule: str | os.PathLike[str] | LoadedRule = "default") -> LoadedRule:
     """A rule of the kind `default` without its matrix stage.
 
-    The stage orthogonalises the step of each matrix of A x B, A <= B, by 7 to 15 A multiply-adds a
-    parameter: as much as the gradient costs at 2 to 5 A examples (tokens, pixels) in the minibatch,
-    and half of that or less where a CPU multiplies bfloat16. It is cheap beside the gradient when A
-    is far below that, and on a GPU in any case; with wide matrices and small minibatches on a CPU
-    it can cost more than all the rest. This is the switch: for the whole optimizer, or as the
-    `rule` of a param group.
-
-    The steps of matrices keep their length: the stage's share and factor go into the constant that
-    they start from.
+    The stage sees a matrix in the eigenbases of its gradients (`bases`), in blocks of up to 128 x
+    128: some 2000 multiply-adds a parameter, as much as the gradient costs at 600 examples (tokens,
+    pixels) in the minibatch, and 8 to 21 bytes of state a parameter. Or, where a matrix is more
+    uneven than 5 to 1, it orthogonalises the step of A x B, A <= B, by 7 to 15 A multiply-adds a
+    parameter, half of that or less where a CPU multiplies bfloat16. With large matrices and small
+    minibatches on a CPU either can cost more than all the rest. This is the switch: for the whole
+    optimizer, or as the `rule` of a param group.
 
     Args:
         rule: what `load_rule` takes.
@@ -46,9 +41,4 @@ def without_matrix_stage(rule: str | os.PathLike[str] | LoadedRule = "default") 
         )
     if not loaded.rule.matrix:
         return loaded
-    share = constant(loaded.weights, "blend").sigmoid()
-    longer = 1 + share * (constant(loaded.weights, "log_gain").exp() - 1)
-    weights = dict(loaded.weights)
-    matrices = torch.cat((longer.log(), longer.new_zeros(1)))  # not the steps of all others
-    weights["hand.log_step"] = weights["hand.log_step"] + matrices / HAND_SCALE
-    return in_memory(replace(loaded.rule, matrix=False), weights, name=loaded.name)
+    return in_memory(replace(loaded.rule, matrix=False), dict(loaded.weights), name=loaded.name)

@@ -1,7 +1,7 @@
 """`LearnedOptimizer`: a learned update rule behind the torch.optim contract, and only that.
 
-A step reads: `_collect` the parameters into batches, `survey` the gradients, `control` each tensor,
-`move` the coordinates. What happens in there is the backend's and the rule's business. What options
+A step reads: `_collect` the parameters into batches; of each, `see_` matrices in their bases,
+`survey` the gradients, `control` each tensor, `move` the coordinates. What happens in there is the backend's and the rule's business. What options
 and gradients may be is in `options`, what a checkpoint must be in `resume`, where the numbers of a
 distributed parameter lie in `shards`, who warns of broken gradients in `alarm`.
 
@@ -13,7 +13,7 @@ The class in the order of its life, under three headings: it is made, with its r
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias, overload
 
 import torch
@@ -29,11 +29,14 @@ from learned_optim.backends import (
     Eager,
     Slot,
     autocast_off,
+    capturing,
     choose,
+    portions,
+    see_,
 )
 from learned_optim.hub import load_rule
 from learned_optim.options import check_dense, check_options
-from learned_optim.rules import Weights, compute_dtype
+from learned_optim.rules import UpdateRule, Weights, compute_dtype
 from learned_optim.weights import LoadedRule
 
 DEFAULT_RULE = "default"
@@ -122,6 +125,7 @@ class LearnedOptimizer(Optimizer):
         # All are here from the start: one added while tracing would cost a recompilation.
         self._backends: dict[type[Backend], Backend] = {kind: kind() for kind in (Eager, *FUSED)}
         self._cast: dict[tuple[tuple[str, str], torch.device, torch.dtype], Weights] = {}
+        self._ages: dict[Tensor, int] = {}
 
     def _remember(self, loaded: LoadedRule) -> dict[str, str]:
         """File a rule; returns the entries by which a param group refers to it."""
@@ -199,18 +203,15 @@ class LearnedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        batches = self._collect()
-        surveys = []
-        for batch, _, backend in batches:
+        for batch, params, backend in self._collect():
             with autocast_off(batch.device):
-                surveys.append(backend.survey(batch))
-        shards.add_up_(
-            (shards.cut_of(params[i]), rows[i])
-            for (batch, params, _), rows in zip(batches, surveys, strict=True)
-            for i, slot in enumerate(batch.slots)
-            if slot.parts is not None
-        )
-        for (batch, params, backend), rows in zip(batches, surveys, strict=True):
+                see_(batch)
+                rows = backend.survey(batch)
+            shards.add_up_(
+                (shards.cut_of(params[i]), rows[i])
+                for i, slot in enumerate(batch.slots)
+                if slot.parts is not None
+            )
             finite = self._alarm.report(rows[:, 0] == 0, params)
             with autocast_off(batch.device):
                 backend.move(batch, backend.control(batch, rows, finite), finite)
@@ -226,15 +227,16 @@ class LearnedOptimizer(Optimizer):
         found = []
         for group in self.param_groups:
             self._init_group(group)
-            found += [self._batch(group, params) for params in _alike(group["params"]).values()]
+            for params in _alike(group["params"]).values():
+                found += self._batches(group, params)
         return found
 
-    def _batch(
+    def _batches(
         self, group: dict[str, Any], params: list[Tensor]
-    ) -> tuple[Batch, list[Tensor], Backend]:
+    ) -> Iterator[tuple[Batch, list[Tensor], Backend]]:
+        """Parameters of one device and dtype, in one batch but for what `portions` cuts."""
         rule = self._rule_of(group).rule
-        keys = tuple(rule.state_spec)
-        slots = [self._slot(param, keys) for param in params]
+        slots = [self._slot(param, rule) for param in params]
         device, dtype = slots[0].param.device, slots[0].param.dtype
         lr, compute = group["lr"], compute_dtype(dtype)
         if isinstance(lr, Tensor):
@@ -243,18 +245,19 @@ class LearnedOptimizer(Optimizer):
         kind = choose(rule, device, dtype, group["fused"])
         if kind not in self._backends:
             self._backends[kind] = kind()
-        batch = Batch(
-            rule=rule,
-            weights=self._weights(group, device, compute),
-            slots=slots,
-            lr=lr,
-            decay=group["weight_decay"] * rule.decay_scale,
-            maximize=group["maximize"],
-            total_steps=group["total_steps"],
-            device=device,
-            compute_dtype=compute,
-        )
-        return batch, params, self._backends[kind]
+        for part in portions(rule, slots):
+            batch = Batch(
+                rule=rule,
+                weights=self._weights(group, device, compute),
+                slots=slots[part.start : part.stop],
+                lr=lr,
+                decay=group["weight_decay"] * rule.decay_scale,
+                maximize=group["maximize"],
+                total_steps=group["total_steps"],
+                device=device,
+                compute_dtype=compute,
+            )
+            yield batch, params[part.start : part.stop], self._backends[kind]
 
     def _init_group(self, group: dict[str, Any]) -> None:
         """Make what the group's first step needs: state, and weights in the compute dtype.
@@ -270,23 +273,40 @@ class LearnedOptimizer(Optimizer):
                 if not state:
                     local = shards.to_local(param)
                     state["step"] = torch.zeros((), dtype=resume.step_dtype(), device=local.device)
-                    for key, value in rule.init_state(local).items():
-                        whole = rule.state_spec[key].per == "tensor"
-                        state[key] = value if whole else shards.wrap_rows(value, param)
+                    for key, value in rule.init_state(local, shards.real_shape(param)).items():
+                        spread = key in rule.keys_per("coordinate")
+                        state[key] = shards.wrap_rows(value, param) if spread else value
 
-    def _slot(self, param: Tensor, keys: tuple[str, ...]) -> Slot:
-        """The local tensors of a parameter, and of its state under these names."""
+    def _slot(self, param: Tensor, rule: UpdateRule) -> Slot:
+        """The local tensors of a parameter, and of its state."""
         state, grad = self.state[param], param.grad
         if grad is not None and shards.is_whole(param):
             # Much the same as below, for a fraction of what all that costs a small tensor.
-            return Slot(param, grad, state, state["step"], param.shape)
-        entries = {key: shards.to_local(state[key]) for key in keys}
+            age = self._age(param) if rule.has_basis(param.shape) else None
+            return Slot(param, grad, state, state["step"], param.shape, age=age)
+        entries = {key: shards.to_local(value) for key, value in state.items()}
         local, grad, shape = (
             shards.to_local(param),
             shards.local_grad(param),
             shards.real_shape(param),
         )
-        return Slot(local, grad, entries, state["step"], shape, shards.parts_of(param))
+        age = self._age(param) if rule.has_basis(shape) else None
+        return Slot(local, grad, entries, state["step"], shape, shards.parts_of(param), age)
+
+    def _age(self, param: Tensor) -> int | None:
+        """Steps that it has taken, as far as that can be known without waiting for a device.
+
+        Where a gradient was broken on another device than the CPU, one too many.
+        """
+        step = self.state[param]["step"]
+        if torch.compiler.is_compiling() or capturing(step.device) or type(step) is not Tensor:
+            return None
+        if step.device.type == "cpu":
+            return int(step)
+        age = self._ages.get(param)
+        age = int(step) if age is None else age  # waits, once
+        self._ages[param] = age + 1
+        return age
 
     def _weights(self, group: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Weights:
         """The rule's weights where the arithmetic is, cast once."""

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from learned_optim import bases
 from learned_optim.alarm import warn_caller
-from learned_optim.rules import StateSpec, UpdateRule
+from learned_optim.bases import Basis
+from learned_optim.matrices import as_matrix
+from learned_optim.rules import UpdateRule, compute_dtype
 from learned_optim.shards import is_sharded, real_shape
 from learned_optim.weights import LoadedRule
 
@@ -113,6 +116,9 @@ def _check_state(number: object, state: Mapping[str, Any], param: Tensor, rule: 
     expected: dict[str, tuple[int, ...]] = {"step": ()}
     for key, spec in rule.state_spec.items():
         expected[key] = (spec.rows, *whole) if spec.per == "coordinate" else (spec.rows,)
+    cut = rule.keys_per("coordinate")
+    if rule.has_basis(whole):
+        expected |= bases.shapes(*as_matrix(whole))
     for key, shape in expected.items():
         if key not in state:
             raise ValueError(f"the checkpoint's state of parameter {number} lacks {key!r}")
@@ -123,7 +129,7 @@ def _check_state(number: object, state: Mapping[str, Any], param: Tensor, rule: 
                 f"the checkpoint's {key!r} of parameter {number} has shape {found} but a "
                 f"parameter of shape {tuple(param.shape)} needs {shape}"
             )
-        if len(shape) > 1 and is_sharded(param) and not is_sharded(value):
+        if key in cut and is_sharded(param) and not is_sharded(value):
             raise ValueError(
                 f"the checkpoint's {key!r} of parameter {number} is a plain tensor but the "
                 "parameter is sharded: load it with torch.distributed.checkpoint"
@@ -142,14 +148,18 @@ def restore(
         step = old["step"]
         dtype = step.dtype if isinstance(step, Tensor) else step_dtype()
         state[param]["step"] = torch.as_tensor(step).to(param.device, dtype, copy=True)
-        for key, spec in rule.state_spec.items():
-            state[param][key] = old[key].to(param.device, storage_dtype(spec, param), copy=True)
+        for key, dtype in storage_dtypes(rule, param).items():
+            state[param][key] = old[key].to(param.device, dtype, copy=True)
 
 
-def storage_dtype(spec: StateSpec, param: Tensor) -> torch.dtype:
-    """What an entry of the state of `param` is stored in."""
-    double = param.dtype in (torch.float64, torch.complex128)
-    return torch.float64 if double else spec.dtype
+def storage_dtypes(rule: UpdateRule, param: Tensor) -> dict[str, torch.dtype]:
+    """What each entry of the state of `param` is stored in."""
+    compute = compute_dtype(param.dtype.to_real())
+    double = compute == torch.float64
+    kinds = {key: compute if double else spec.dtype for key, spec in rule.state_spec.items()}
+    if rule.has_basis(real_shape(param)):
+        kinds |= dict.fromkeys(Basis._fields, compute)
+    return kinds
 
 
 def warn_of_horizons(before: Sequence[int | None], groups: Sequence[Group]) -> None:

@@ -194,13 +194,13 @@ def test_tensors_that_the_kernels_cannot_read_are_refused():
         ({"controllers": [torch.zeros(3)]}, r"controllers\[0\] must have 6 elements but has 3"),
         ({"controllers": None}, "controllers must be given where units > 0, which is 3"),
         ({"finite": torch.ones(1)}, "finite must be .* bool"),
-        ({"facts": torch.zeros(1, 4)}, r"facts must have shape \(4, 1\)"),
+        ({"facts": torch.zeros(1, 5)}, r"facts must have shape \(5, 1\)"),
     ],
 )
 def test_what_the_control_cannot_read_is_refused(change, message):
     arguments = {
         "survey": torch.zeros(1, 6),
-        "facts": torch.ones(4, 1),
+        "facts": torch.ones(5, 1),
         "steps": [torch.tensor(0.0)],
         "gauges": [torch.zeros(3)],
         "controllers": [torch.zeros(6)],

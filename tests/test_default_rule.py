@@ -11,6 +11,7 @@ from small_training import awake, loaded, make, parameters, randn, snapshot
 from torch import Tensor, nn
 
 from learned_optim import LoadedRule
+from learned_optim.bases import PERIOD, RIDGE
 from learned_optim.matrices import COEFFICIENTS, ITERATIONS, as_matrix
 from learned_optim.meta_training.baseline import loss_curve
 from learned_optim.meta_training.unroll import (
@@ -27,7 +28,7 @@ from learned_optim.rules.hand import HAND, HAND_SCALE
 from learned_optim.tasks import Quadratic
 from learned_optim.weights import in_memory
 
-SHAPES = ((6, 4), (5,), (3, 2, 2, 2), (), (1,), (1, 7), (4, 9))
+SHAPES = ((6, 4), (5,), (3, 2, 2, 2), (), (1,), (1, 7), (4, 9), (2, 12))
 HORIZONS = pytest.mark.parametrize("total_steps", [None, 20])
 RULE = Default(hidden=3, controller=5)
 
@@ -88,6 +89,45 @@ class Heard:
         self.pace = min(max(self.pace + moved, SLOWEST), FASTEST)
 
 
+class Seen:
+    """The eigenbases of one block, written anew."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self.sides = [torch.eye(size, dtype=torch.float64) for size in (rows, columns)]
+        self.values = [torch.zeros(size, dtype=torch.float64) for size in (rows, columns)]
+
+    def see(self, grad: Tensor, m: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Gradient and momentum in the bases, after what step number `step` does to them."""
+        shape = [len(side) for side in self.sides]
+        left, right = self.sides
+        grad, m = left.T @ grad.reshape(shape) @ right, m.reshape(shape)
+        if step == 1 or step % PERIOD == 0:
+            x = grad / grad.square().mean().sqrt()
+            turns = []
+            for k, news in enumerate((x @ x.T, x.T @ x)):
+                covariance = (29 / 30) * self.values[k].diag() + news / 30
+                covariance += RIDGE * (1 + news.trace() / shape[k]) * torch.eye(shape[k])
+                turns.append(z := gram_schmidt(covariance))
+                self.values[k] = (z.T @ covariance @ z).diagonal()
+                self.sides[k] = self.sides[k] @ z
+            grad, m = (turns[0].T @ y @ turns[1] for y in (grad, m))
+        return grad, m
+
+    def unsee(self, step: Tensor) -> Tensor:
+        left, right = self.sides
+        return (left @ step.reshape(len(left), -1) @ right.T).view(step.shape)
+
+
+def gram_schmidt(columns: Tensor) -> Tensor:
+    """Made orthonormal one after the other."""
+    found: list[Tensor] = []
+    for column in columns.T:
+        for _ in range(2):  # once more, for what rounding leaves
+            column = column - sum(((unit @ column) * unit for unit in found), torch.zeros(()))
+        found.append(column / column.norm())
+    return torch.stack(found, dim=1)
+
+
 def straightened(step: Tensor) -> Tensor:
     """The iterations on the singular values themselves."""
     u, s, v = torch.linalg.svd(step, full_matrices=False)
@@ -123,16 +163,24 @@ def hand_steps(param: Tensor, grads: list[Tensor], total_steps: int | None) -> T
     """The hand rule written anew; where it takes a tensor."""
     beta1, beta2, share = (sigmoid(HAND[k][0]) for k in ("logit_beta1", "logit_beta2", "blend"))
     m, v = torch.zeros_like(param), torch.zeros_like(param)
-    heard = Heard()
+    heard, seen, dead = Heard(), None, 1e-12
+    if param.dim() > 1:
+        short, long = sorted(as_matrix(tuple(param.shape)))
+        if short > 1 and long <= 5 * short:
+            seen, dead = Seen(*as_matrix(tuple(param.shape))), 900 * 1e-12
     for k, grad in enumerate(grads, start=1):
+        if seen is not None:
+            grad, m = (x.view(param.shape) for x in seen.see(grad, m, k))
         v = beta2 * v + (1 - beta2) * grad**2
         v_hat = v / (1 - beta2**k)
         heard.hear(grad, m, v_hat, k, total_steps)
         m = beta1 * m + (1 - beta1) * grad
-        direction = m / (1 - beta1**k) / (v_hat + 1e-12 * v_hat.mean()).sqrt()
+        direction = m / (1 - beta1**k) / (v_hat + dead * v_hat.mean()).sqrt()
         length = hand_length(param, k, total_steps) * math.exp(heard.pace)
         step = -length * direction.clamp(-4, 4)
-        if param.dim() > 1 and min(as_matrix(tuple(param.shape))) > 1:
+        if seen is not None:
+            step = seen.unsee(step)
+        elif param.dim() > 1 and min(as_matrix(tuple(param.shape))) > 1:
             matrix = step.reshape(as_matrix(tuple(param.shape)))
             rms = length * (matrix.square().mean() / length**2 + 1e-12).sqrt()
             size = math.exp(HAND["log_gain"][0]) * rms * math.sqrt(max(matrix.shape))
@@ -154,7 +202,7 @@ def test_as_drawn_it_is_the_hand_rule(total_steps: int | None):
         optimizer.step()
     for param, value in zip(params, expected, strict=True):
         # As near as the constants are, which are stored in float32.
-        torch.testing.assert_close(param.detach(), value, rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(param.detach(), value, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize(("turning", "bound"), [(False, FASTEST), (True, SLOWEST)])
@@ -367,7 +415,8 @@ def test_the_state_does_not_grow_and_is_small():
         state = optimizer.state[params[0]].values()
         sizes.append(sum(value.numel() * value.element_size() for value in state))
     assert len(set(sizes)) == 1
-    assert sizes[0] <= 24.2 * 1000
+    # Moments 8, a cell of 4 units 16; bases of 40 and 25 for 1000 numbers 8.9.
+    assert sizes[0] <= 33.5 * 1000
 
 
 def test_a_cell_that_counts_up_stays_in_the_range_of_halves():

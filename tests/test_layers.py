@@ -23,6 +23,7 @@ LAYERS = {
     "alarm": 0,
     "options": 0,
     "matrices": 0,
+    "bases": 0,
     "kernels": 0,
     "tasks": 0,
     "rules": 1,

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from learned_optim import bases
+from learned_optim.bases import Basis
 from learned_optim.cells import CELLS
 from learned_optim.matrices import as_matrix
 from learned_optim.rules import (
@@ -66,13 +68,37 @@ def whole_step(
     shape: tuple[int, ...] = SHAPE,
 ) -> tuple[Tensor, State]:
     """All stages on whole tensors, `(..., N)`."""
+    basis = None
+    if rule.has_basis(shape):
+        grad, state, basis = seen(rule, coords.grad, state, bool(bases.is_due(step)), shape)
+        coords = coords._replace(grad=grad)
     coordinates = {key: state[key] for key in rule.keys_per("coordinate")}
     signals, tensors = controlled(rule, coords, state, step, weights, shape)
     moved, coordinates = rule.update(coords, coordinates, signals, weights)
-    if rule.finishes(shape):
+    if rule.waits(shape):
         matrix = moved.unflatten(-1, as_matrix(shape))
-        moved = rule.finish(matrix, signals.squeeze(-1)).flatten(-2)
-    return moved, {key: value.squeeze(-1) for key, value in tensors.items()} | coordinates
+        moved = rule.complete(matrix, signals.squeeze(-1), basis).flatten(-2)
+    kept = {} if basis is None else basis._asdict()
+    return moved, {key: value.squeeze(-1) for key, value in tensors.items()} | coordinates | kept
+
+
+def seen(
+    rule: UpdateRule, grad: Tensor, state: State, due: bool, shape: tuple[int, ...]
+) -> tuple[Tensor, State, Basis]:
+    """A gradient, `(..., N)`, in its basis; the state and the basis, turned if it is due."""
+    sides, blocks = as_matrix(shape), bases.Blocks.of(*as_matrix(shape))
+    basis = Basis(*(state[key] for key in Basis._fields))
+    found, state = bases.see(grad.unflatten(-1, sides), basis), dict(state)
+    if due:
+        basis, turn = bases.follow(found, basis)
+        found = turn.apply(found)
+        for key, row in rule.turning:
+            rows = list(state[key].unbind(-2))
+            rows[row] = blocks.join(
+                turn.apply(blocks.cut(rows[row].unflatten(-1, sides))), *sides
+            ).flatten(-2)
+            state[key] = torch.stack(rows, dim=-2)
+    return blocks.join(found, *sides).flatten(-2), state, basis
 
 
 def controlled(
@@ -109,7 +135,7 @@ def run(
     side: parameters and gradients negated.
     """
     param = sign * size * draw((N,), seed + 100)
-    state, moved = rule.init_state(param), []
+    state, moved = rule.init_state(param, shape), []
     for k in range(1, steps + 1):
         grad = sign * (drift + draw((N,), seed + k))
         coords = Coordinates(jolt * grad if k == steps - 1 else grad, param)
@@ -188,6 +214,10 @@ def test_mirroring_is_its_own_inverse_and_takes_leading_dimensions(rule: UpdateR
 def test_state_starts_at_zero_in_the_promised_layout(rule: UpdateRule, shape: tuple[int, ...]):
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         state = rule.init_state(torch.ones(shape, dtype=dtype))
+        basis = {key: state.pop(key) for key in Basis._fields if rule.has_basis(shape)}
+        assert {key: tuple(value.shape) for key, value in basis.items()} == (
+            bases.shapes(*as_matrix(shape)) if basis else {}
+        )
         assert state.keys() == rule.state_spec.keys()
         for key, spec in rule.state_spec.items():
             per_coordinate = spec.per == "coordinate"
@@ -360,7 +390,10 @@ def test_the_step_is_differentiable_in_every_weight(rule: UpdateRule):
             for size, shape, drift in cases
         )
         turned = run(rule, given, steps=16, drift=3.0, jolt=-8.0)[0]
-        return torch.stack([torch.stack(m).square().sum() for m in (*runs, turned)]).sum()
+        # No matrix of twelve numbers is so uneven that it would have no basis.
+        straight = replace(rule, basis=False) if isinstance(rule, Default) else rule
+        others = run(straight, given, steps=6)[0]
+        return torch.stack([torch.stack(m).square().sum() for m in (*runs, turned, others)]).sum()
 
     inputs = [w.requires_grad_() for w in weights.values()]
     gradients = torch.autograd.grad(f(*inputs), inputs)
@@ -381,7 +414,7 @@ def test_the_step_is_differentiable_in_every_weight(rule: UpdateRule):
 def test_gradients_of_any_size_give_finite_steps(rule: UpdateRule, size: float):
     weights = rule.init_weights(torch.Generator().manual_seed(0))
     coords = Coordinates(torch.full((N,), size), torch.ones(N))
-    state = {key: value.float() for key, value in rule.init_state(coords.param).items()}
+    state = {key: value.float() for key, value in rule.init_state(coords.param, SHAPE).items()}
     step, state = whole_step(rule, coords, state, torch.tensor(1.0), weights)
     assert all(bool(t.isfinite().all()) for t in (step, *state.values()))
 

@@ -138,6 +138,7 @@ class Unrolled:
     """
 
     def __init__(self, rules: Sequence[LoadedRule], steps: int) -> None:
+        rules = [loaded.lean() for loaded in rules]  # as the optimizer runs them
         if any(loaded.rule != rules[0].rule for loaded in rules):
             raise ValueError("rules side by side must have one config: run them one by one")
         self._rule = rules[0].rule
@@ -159,7 +160,9 @@ class Unrolled:
         theta = layout.join(params)
         if self._layout is None:
             self._layout, self._state = layout, initial_state(self._rule, theta, layout)
-        coords = Coordinates(layout.join(grads), theta)
+        clock = make_clock(self._step, None, layout, theta)
+        grad, self._state, found = layout.see(self._rule, layout.join(grads), self._state, clock)
+        coords = Coordinates(grad, theta)
         of_tensors, of_coordinates = (
             {key: self._state[key] for key in self._rule.keys_per(per)}
             for per in ("tensor", "coordinate")
@@ -169,8 +172,8 @@ class Unrolled:
         step, of_coordinates = self._rule.update(
             coords, of_coordinates, layout.spread(signals), self._weights
         )
-        self._state = of_tensors | of_coordinates
-        step = layout.finish(self._rule, step, signals)
+        self._state = of_tensors | of_coordinates | found
+        step = layout.complete(self._rule, step, signals, found)
         for key, part in layout.split(step).items():
             params[key] += part
 

@@ -92,8 +92,8 @@ def baselines(split: str, item: Item, *, progress: bool = True) -> Record:
     wanted = {
         key: rule for key, rule in controls(split).items() if not has_rule(entries, key, rule)
     }
-    if wanted:
-        entries.update(run_rules(item, wanted, progress=progress))
+    for key, rule in wanted.items():  # one by one: as they are run, their configs may differ
+        entries.update(run_rules(item, {key: rule}, progress=progress))
         write_json(path, record | provenance())
     return record
 

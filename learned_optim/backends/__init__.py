@@ -13,6 +13,9 @@ from learned_optim.backends.base import Slot as Slot
 from learned_optim.backends.base import autocast_off as autocast_off
 from learned_optim.backends.cpu import Cpu
 from learned_optim.backends.eager import Eager as Eager
+from learned_optim.backends.first_stage import portions as portions
+from learned_optim.backends.first_stage import see_ as see_
+from learned_optim.backends.kept import capturing as capturing
 from learned_optim.backends.triton import Triton
 from learned_optim.rules import UpdateRule
 

@@ -35,11 +35,12 @@ class Slot:
 
     Attributes:
         param: any shape and layout; written in place.
-        grad: the same shape, any layout; never written.
+        grad: the same shape, any layout; never written. Seen in the basis, after `first_stage`.
         state: the rule's entries as `UpdateRule.init_state` lays them out; written in place.
         step: `()`, the number of steps taken so far; written in place.
         shape: of the whole tensor, all shards together.
         parts: how the shards fit together; None where this is the whole tensor.
+        age: `step` as a number, where the host knows it without waiting; else None.
     """
 
     param: Tensor
@@ -48,6 +49,7 @@ class Slot:
     step: Tensor
     shape: tuple[int, ...]
     parts: Parts | None = None
+    age: int | None = None
 
 
 @dataclass(eq=False)

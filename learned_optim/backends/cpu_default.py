@@ -36,7 +36,7 @@ class Prepared:
         self.rows = [contiguous(entry) for entry in self._entries]
         self.tensors = kernels.DefaultTensors(
             self.rows[0],
-            readable([slot.grad for slot in slots]),
+            readable(_of_one_dtype([slot.grad for slot in slots], batch.compute_dtype)),
             self.rows[1],
             self.rows[2] if rule.hidden else None,
             hidden=rule.hidden,
@@ -48,6 +48,12 @@ class Prepared:
         mark_written(self.params)
         for entry, copies in zip(self._entries, self.rows, strict=True):
             write_back_(entry, copies)
+
+
+def _of_one_dtype(grads: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """As they are, but `dtype` where they differ: what is seen in a basis is in that."""
+    alike = len({grad.dtype for grad in grads}) == 1
+    return grads if alike else [grad.to(dtype) for grad in grads]
 
 
 def control(
@@ -84,7 +90,7 @@ def move(
     """See `Backend.move`; `weights` the rule's in one row."""
     slots, params, lr = batch.slots, prepared.rows[0], float(batch.lr)
     sits_out = [] if finite is None else finite.logical_not().nonzero().flatten().tolist()
-    late = {i: params[i].view(-1) for i, slot in enumerate(slots) if rule.finishes(slot.shape)}
+    late = {i: params[i].view(-1) for i, slot in enumerate(slots) if rule.waits(slot.shape)}
     unfinished = Unfinished(batch, late, signals, finite)
     for group in _groups(len(slots), late):
         # Whole steps only: one that sits out goes to the last stage all the same, as zero.

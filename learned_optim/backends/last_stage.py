@@ -1,4 +1,4 @@
-"""The stage of a rule that needs whole tensors, `UpdateRule.finish`, behind blocks and shards.
+"""The stage of a rule that needs whole steps, `UpdateRule.complete`, behind blocks and shards.
 
 The blocks of a tensor that asks for it leave their steps here instead of moving the parameter;
 once the step is whole it is finished, and moves the parameter in one piece. So a buffer as large
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.backends.base import Batch, free_to_read, moved, overwrite_, overwrite_all_
+from learned_optim.backends.first_stage import basis_of
 from learned_optim.matrices import as_matrix
 
 # Numbers in a stack. Larger ones leave the cache: from 64 x 64 on there is nothing to gain.
@@ -44,7 +45,7 @@ class Unfinished:
         self._missing = {
             index: params[index].numel()
             for index, slot in enumerate(batch.slots)
-            if batch.rule.finishes(slot.shape)
+            if batch.rule.waits(slot.shape)
         }
 
     def __contains__(self, slot: int) -> bool:
@@ -98,7 +99,9 @@ class Unfinished:
         steps = torch.stack([self._steps.pop(slot) for slot in slots])
         told = torch.stack([self._signals[:, slot] for slot in slots])
         matrices = steps.view(len(slots), *as_matrix(batch.slots[slots[0]].shape))
-        steps = batch.rule.finish(matrices, told).view(len(slots), -1)
+        alike = [batch.slots[slot] for slot in slots]
+        basis = basis_of(alike) if batch.rule.has_basis(alike[0].shape) else None
+        steps = batch.rule.complete(matrices, told, basis).view(len(slots), -1)
         keep = steps.isfinite().all(dim=1)
         if self._finite is not None:
             keep = keep & torch.stack([self._finite[slot] for slot in slots])
@@ -111,7 +114,10 @@ class Unfinished:
         slot = batch.slots[index]
         step = self._steps.pop(index, self._signals.new_empty(0)).view(slot.param.shape)
         whole = step if slot.parts is None else slot.parts.join(step)
-        whole = batch.rule.finish(whole.reshape(as_matrix(slot.shape)), self._signals[:, index])
+        told = self._signals[:, index]
+        basis = basis_of([slot]) if batch.rule.has_basis(slot.shape) else None
+        matrix = whole.reshape(1, *as_matrix(slot.shape))
+        whole = batch.rule.complete(matrix, told.unsqueeze(0), basis).squeeze(0)
         # A tenth of what isfinite takes: the largest is infinite or NaN if any is.
         keep = whole.abs().amax().isfinite() if whole.numel() else whole.isfinite().all()
         if self._finite is not None:

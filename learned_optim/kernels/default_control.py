@@ -29,7 +29,7 @@ def default_control_(
 
     Args:
         survey: `(T, 1 + 5)`, of `DefaultTensors`; at least one tensor.
-        facts: `(4, T)`, what `Default.describe` says of the tensors.
+        facts: `(5, T)`, what `Default.describe` says of the tensors.
         steps: `()` each, float32: steps taken so far.
         gauges: `(3,)` each, float32: scale at the first step, pace, agreement.
         controllers: `(2 * units,)` each, float32: h then c; None where `units` is 0.

@@ -13,7 +13,7 @@ from learned_optim.kernels.checks import check_float32, thread_count
 
 # Sizes in rules.default and rules.hand: SUMS, SIGNALS, FACTS, rows of the gauge; constants of the
 # hand rule; inputs and outputs of the controller's and of the coordinates' LSTM.
-SUMS, SIGNALS, FACTS, GAUGE = 5, 11, 4, 3
+SUMS, SIGNALS, FACTS, GAUGE = 5, 11, 5, 3
 HAND = 19
 TELLS, ADVICE = 12, 5
 INPUTS, BENDS = 6, 3
@@ -71,7 +71,7 @@ def default_step_(
         weights: `(P, default_weight_count(units, hidden))`, in the order of
             `Default.weight_shapes`; gates in the order i, f, o, g.
         sizes: coordinates of each of the T tensors; their sum is N.
-        facts: `(4, T)`, what `Default.describe` says of them.
+        facts: `(5, T)`, what `Default.describe` says of them.
         step: `(T,)`, the number of this step.
         total_steps: `(T,)`, or None where the horizon is unknown.
         units: of the controller, 0 to 128.

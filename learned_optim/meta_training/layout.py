@@ -7,8 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from learned_optim import bases
+from learned_optim.bases import Basis, Blocks, Turn
 from learned_optim.matrices import as_matrix
-from learned_optim.rules import Coordinates, State, UpdateRule
+from learned_optim.rules import Clock, Coordinates, State, UpdateRule
+from learned_optim.rules.ranges import bounded
 from learned_optim.tasks.base import Params
 
 
@@ -72,18 +75,93 @@ class Layout:
             return signals[..., :1]
         return signals.index_select(-1, self._segment)
 
-    def finish(self, rule: UpdateRule, step: Tensor, signals: Tensor) -> Tensor:
-        """`rule.finish` of each tensor that asks for it; matrices of one shape in one call."""
-        alike: dict[tuple[int, int], list[int]] = {}
+    def initial_bases(self, rule: UpdateRule, like: Tensor) -> State:
+        """Entries of the state for the matrices that have bases, `(*lead, ...)` each.
+
+        Named by the entry and the number of the tensor.
+        """
+        state = {}
+        for index, sides in self._with_basis(rule):
+            basis = bases.initial(*sides, like=like)
+            for key, value in basis._asdict().items():
+                state[f"{key}.{index}"] = value.expand(*like.shape[:-1], *value.shape).clone()
+        return state
+
+    def _with_basis(self, rule: UpdateRule) -> list[tuple[int, tuple[int, int]]]:
+        """Numbers and sides of the matrices that have bases."""
+        shapes = enumerate(self.shapes)
+        return [(i, as_matrix(shape)) for i, shape in shapes if rule.has_basis(shape)]
+
+    def see(
+        self, rule: UpdateRule, grad: Tensor, state: State, clock: Clock
+    ) -> tuple[Tensor, State, State]:
+        """Gradients `(*lead, N)` as the rule sees them, the rest of the state, and the bases.
+
+        Where a basis turns, what the state has summed up in it turns along. No derivative goes
+        through the turning itself.
+        """
+        members = self._with_basis(rule)
+        if not members:
+            return grad, state, {}
+        step = int(clock.step.flatten()[0])
+        keys = {f"{key}.{index}" for key in Basis._fields for index, _ in members}
+        rest = {key: value for key, value in state.items() if key not in keys}
+        found: State = {}
+        parts = list(grad.split(self.sizes, dim=-1))
+        turned = {key: list(rest[key].split(self.sizes, dim=-1)) for key, _ in rule.turning}
+        moved = False
+        for index, sides in members:
+            basis = basis_of(state, index)
+            seen = bases.see(bounded(parts[index].unflatten(-1, sides)), basis)
+            if bases.is_due(step):
+                basis, turn = bases.follow(seen.detach(), basis, firm=bases.is_firm(step))
+                seen, moved = turn.apply(seen), True
+                for key, row in rule.turning:
+                    turned[key][index] = _turn_row(turned[key][index], row, sides, turn)
+            parts[index] = bases.together(seen, *sides).flatten(-2)
+            found |= {f"{key}.{index}": value for key, value in basis._asdict().items()}
+        if moved:
+            rest |= {key: torch.cat(entries, dim=-1) for key, entries in turned.items()}
+        return torch.cat(parts, dim=-1), rest, found
+
+    def complete(self, rule: UpdateRule, step: Tensor, signals: Tensor, found: State) -> Tensor:
+        """`rule.complete` of each tensor that asks for it; matrices of one shape in one call.
+
+        Args:
+            rule: the rule.
+            step: `(*lead, N)`.
+            signals: `(*lead, M, T)`.
+            found: the bases, from `see`.
+        """
+        alike: dict[tuple[bool, tuple[int, int]], list[int]] = {}
         for index, shape in enumerate(self.shapes):
-            if rule.finishes(shape):
-                alike.setdefault(as_matrix(shape), []).append(index)
+            if rule.waits(shape):
+                alike.setdefault((rule.has_basis(shape), as_matrix(shape)), []).append(index)
         if not alike:
             return step
         parts = list(step.split(self.sizes, dim=-1))
-        for shape, group in alike.items():
-            matrices = torch.stack([parts[i].unflatten(-1, shape) for i in group], dim=-3)
-            finished = rule.finish(matrices, signals[..., group].mT).flatten(-2)
-            for index, part in zip(group, finished.unbind(-2), strict=True):
+        for (seen, sides), group in alike.items():
+            matrices = torch.stack([parts[i].unflatten(-1, sides) for i in group], dim=-3)
+            basis = None
+            if seen:
+                each = [basis_of(found, index) for index in group]
+                entries = zip(*each, strict=True)
+                basis = Basis(*(torch.stack(entry, dim=-3) for entry in entries))
+            whole = rule.complete(matrices, signals[..., group].mT, basis).flatten(-2)
+            for index, part in zip(group, whole.unbind(-2), strict=True):
                 parts[index] = part
         return torch.cat(parts, dim=-1)
+
+
+def basis_of(state: State, index: int) -> Basis:
+    """The basis of a tensor, by its number, cut from any graph."""
+    return Basis(*(state[f"{key}.{index}"].detach() for key in Basis._fields))
+
+
+def _turn_row(entry: Tensor, row: int, sides: tuple[int, int], turn: Turn) -> Tensor:
+    """One row of `(*lead, rows, N)`, turned along with the basis."""
+    rows = list(entry.unbind(-2))
+    blocks = Blocks.of(*sides)
+    turned = turn.apply(blocks.cut(rows[row].unflatten(-1, sides)))
+    rows[row] = blocks.join(turned, *sides).flatten(-2)
+    return torch.stack(rows, dim=-2)

@@ -141,10 +141,11 @@ def begin(rule: UpdateRule, runs: Runs) -> tuple[Layout, Carry]:
 def initial_state(rule: UpdateRule, theta: Tensor, layout: Layout) -> State:
     """Zeros in the compute dtype, for every run, as `rule.init_state` has them for a tensor."""
     columns = {"coordinate": theta.shape[-1], "tensor": len(layout.sizes)}
-    return {
+    state = {
         key: theta.new_zeros((*theta.shape[:-1], spec.rows, columns[spec.per]))
         for key, spec in rule.state_spec.items()
     }
+    return state | layout.initial_bases(rule, theta)
 
 
 def apply_rule(
@@ -163,18 +164,21 @@ def apply_rule(
     """
     if isinstance(rule, ByLayer):
         return _apply_parts(rule, weights, layout, coords, state, clock)
+    grad, state, found = layout.see(rule, coords.grad, state, clock)
+    coords = coords._replace(grad=grad)
     compiled = fused.move(
         rule, weights, coords, state, clock, layout.facts, layout.sizes, consume=consume
     )
     if compiled is not None:
         step, signals, state = compiled
-        return layout.finish(rule, step, signals), state
+        return layout.complete(rule, step, signals, found), state | found
     per_tensor = {key: state[key] for key in rule.keys_per("tensor")}
     per_coordinate = {key: state[key] for key in rule.keys_per("coordinate")}
     sums = layout.summarize(rule, coords, per_coordinate)
     signals, per_tensor = rule.control(sums, layout.facts, per_tensor, clock, weights)
     step, per_coordinate = rule.update(coords, per_coordinate, layout.spread(signals), weights)
-    return layout.finish(rule, step, signals), per_tensor | per_coordinate
+    state = per_tensor | per_coordinate | found
+    return layout.complete(rule, step, signals, found), state
 
 
 def _apply_parts(

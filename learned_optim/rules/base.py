@@ -11,7 +11,9 @@ One step of one parameter tensor with N coordinates runs in three stages:
    the tensors' own new state. Feature-major like the coordinates, with tensors in their place.
 3. `update`: single coordinates only, so it may be cut into blocks, fused and sharded at will.
 
-A rule may ask for whole matrices after that, in `finish`.
+A rule may ask for whole matrices before and after that: `has_basis` says which gradients it sees
+in a basis of their own (`bases`), with everything above in there too; `finish` changes the steps of
+others.
 
 Every function takes optional leading dimensions `...` (tasks, perturbations), on weights too.
 """
@@ -25,6 +27,10 @@ from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from learned_optim import bases
+from learned_optim.bases import Basis
+from learned_optim.matrices import as_matrix
 
 Weights = dict[str, Tensor]
 State = dict[str, Tensor]
@@ -90,10 +96,13 @@ class UpdateRule(ABC):
     Class attributes:
         name: the key in `RULES` and in weight files.
         summary_size: K, the number of sums of `summarize`; 0 skips that pass over the memory.
+        turning: entries of the coordinates' state, and rows of them, that are sums of gradients, so
+            that they turn with the basis.
     """
 
     name: ClassVar[str]
     summary_size: ClassVar[int] = 0
+    turning: ClassVar[tuple[tuple[str, int], ...]] = ()
 
     @property
     @abstractmethod
@@ -134,13 +143,20 @@ class UpdateRule(ABC):
         """
         return self, weights
 
-    def init_state(self, param: Tensor) -> State:
-        """Zero state for `param` of any shape, on its device, in the storage dtypes of the spec."""
-        state = {}
+    def init_state(self, param: Tensor, shape: tuple[int, ...] | None = None) -> State:
+        """Zero state for `param` of any shape, on its device, in the storage dtypes of the spec.
+
+        And its basis, where it has one; `shape` is of the whole tensor, where `param` is a part.
+        """
+        state: State = {}
         for key, spec in self.state_spec.items():
-            shape = (spec.rows, *param.shape) if spec.per == "coordinate" else (spec.rows,)
+            size = (spec.rows, *param.shape) if spec.per == "coordinate" else (spec.rows,)
             dtype = torch.float64 if param.dtype == torch.float64 else spec.dtype
-            state[key] = torch.zeros(shape, dtype=dtype, device=param.device)
+            state[key] = torch.zeros(size, dtype=dtype, device=param.device)
+        whole = tuple(param.shape) if shape is None else shape
+        if self.has_basis(whole):
+            like = torch.empty(0, dtype=compute_dtype(param.dtype.to_real()), device=param.device)
+            state |= bases.initial(*as_matrix(whole), like=like)._asdict()
         return state
 
     def summarize(self, coords: Coordinates, state: State) -> Tensor:
@@ -186,6 +202,14 @@ class UpdateRule(ABC):
             per-coordinate entries of the state.
         """
 
+    def has_basis(self, shape: tuple[int, ...]) -> bool:
+        """Whether gradients of this shape are seen in a basis of their own; none by default.
+
+        Then `summarize` and `update` have the gradient in there, beside the parameter as it is, and
+        the step that they give is in there too.
+        """
+        return False
+
     def finishes(self, shape: tuple[int, ...]) -> bool:
         """Whether tensors of this shape (two or more dimensions) pass `finish`; none by default."""
         return False
@@ -201,6 +225,14 @@ class UpdateRule(ABC):
             signals: `(..., M)`, of this tensor.
         """
         return step
+
+    def waits(self, shape: tuple[int, ...]) -> bool:
+        """Whether steps of this shape must be whole before they are taken, for `complete`."""
+        return self.has_basis(shape) or self.finishes(shape)
+
+    def complete(self, step: Tensor, signals: Tensor, basis: Basis | None) -> Tensor:
+        """What is left to do with the whole step of a matrix: out of its basis, or `finish`."""
+        return self.finish(step, signals) if basis is None else bases.unsee(step, basis)
 
     def config(self) -> dict[str, object]:
         """The fields as plain values, as `config.json` holds them."""

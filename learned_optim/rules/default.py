@@ -6,8 +6,10 @@ Layers of the step, each a bounded correction of the one before:
    mean square, on a fixed schedule, annealed where the horizon is known, and at the tensor's own
    pace (see `feedback`);
 2. per coordinate, an LSTM of a few units, its state in the optimizer state: it bends the direction;
-3. the matrix stage: the direction of a matrix mixed with its orthogonalisation by Newton-Schulz
-   iterations, as Muon does with the momentum;
+3. the matrix stage: the gradient of a matrix is seen in its eigenbasis, as SOAP sees it (`bases`),
+   and both levels work in there; where that would not pay, for matrices long and narrow or very
+   large, the direction is mixed with its orthogonalisation by Newton-Schulz iterations, as Muon
+   does with the momentum;
 4. per tensor, an LSTM on averages over the coordinates and the clock: it sets the length of the
    step and the mixture, and talks to the coordinates.
 
@@ -34,6 +36,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from learned_optim import bases
 from learned_optim.cells import CELLS, affine
 from learned_optim.matrices import as_matrix, straighten
 from learned_optim.rules.base import Clock, Coordinates, State, StateSpec, UpdateRule, Weights
@@ -50,7 +53,7 @@ from learned_optim.rules.hand import (
 from learned_optim.rules.ranges import bounded, tiny
 
 SUMS: tuple[str, ...] = ("g2", "v", "m2", "gm", "theta2")  # of products, over the coordinates
-FACTS: tuple[str, ...] = ("is_matrix", "fan_in", "fan_out", "count")
+FACTS: tuple[str, ...] = ("is_matrix", "fan_in", "fan_out", "count", "has_basis")
 SIGNALS: tuple[str, ...] = (
     "beta1", "beta2",
     "g_scale", "m_scale", "v_scale",  # factors: relative to the tensor's root second moment
@@ -67,6 +70,8 @@ LOUDEST = 2.0  # the controller multiplies the length by at most e^2
 AIM = 0.2  # and moves the feedback's aim by at most this
 LARGEST = math.exp(LOUDEST) * (CLIP * (1 + TURN + ADD) + FREE)
 DEAD = 1e-12  # second moments below this fraction of the tensor's mean count as it
+# In a basis it is this squared times as much: along vectors without a gradient rounding leaves one.
+SEEN_DEAD = 30.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class Default(UpdateRule):
         hidden: units of each coordinate's LSTM, 0 to 64; 0 leaves that level out.
         controller: units of each tensor's LSTM, 0 to 128; 0 leaves that level out.
         matrix: whether matrices pass the matrix stage.
+        basis: whether it may be the one with eigenbases.
 
     Raises:
         ValueError: for a value outside its range.
@@ -84,10 +90,12 @@ class Default(UpdateRule):
 
     name: ClassVar[str] = "default"
     summary_size: ClassVar[int] = len(SUMS)
+    turning: ClassVar[tuple[tuple[str, int], ...]] = (("moments", 0),)
 
     hidden: int = 4
     controller: int = 12
     matrix: bool = True
+    basis: bool = True
 
     def __post_init__(self) -> None:
         for field, high in (("hidden", 64), ("controller", 128)):
@@ -154,7 +162,8 @@ class Default(UpdateRule):
         """`FACTS`; a vector has fan_in 1."""
         rows, columns = as_matrix(shape) if len(shape) > 1 else (math.prod(shape), 1)
         rows, columns = max(rows, 1), max(columns, 1)
-        return float(len(shape) > 1), float(columns), float(rows), float(rows * columns)
+        sizes = float(columns), float(rows), float(rows * columns)
+        return float(len(shape) > 1), *sizes, float(self.has_basis(shape))
 
     def summarize(self, coords: Coordinates, state: State) -> Tensor:
         """`SUMS` over the coordinates."""
@@ -197,13 +206,14 @@ class Default(UpdateRule):
         # One over a root, and that squared, where one over mean_v or its power -1.5 in the
         # derivative would overflow.
         per_root = 1 / mean_v.clamp_min(tiny(sums)).sqrt()
+        per_root = per_root * (1 - known["has_basis"] * (1 - 1 / SEEN_DEAD))
         signals = (
             beta1,
             beta2,
             per_root,
             correct1 * per_root,
             correct2 * per_root * per_root,
-            1 / rms,
+            (1 - known["has_basis"]) / rms,  # there, what a parameter has in its place says nothing
             length * (heard.pace + LOUDEST * louder.tanh()).exp(),
             torch.sigmoid(constant(weights, "blend") + more_blend),
             constant(weights, "log_gain").exp(),
@@ -242,8 +252,16 @@ class Default(UpdateRule):
             direction = side * (direction * (1 + TURN * turn) + ADD * add * fresh + FREE * free)
         return -s["length"] * direction, new_state
 
+    def has_basis(self, shape: tuple[int, ...]) -> bool:
+        """Matrices that are not too uneven, see `bases.pays`."""
+        return self.basis and self._is_matrix(shape) and bases.pays(*as_matrix(shape))
+
     def finishes(self, shape: tuple[int, ...]) -> bool:
-        """Matrices; the orthogonalisation of a single row or column only normalises it."""
+        """Matrices without bases."""
+        return self._is_matrix(shape) and not self.has_basis(shape)
+
+    def _is_matrix(self, shape: tuple[int, ...]) -> bool:
+        """For the matrix stage; the orthogonalisation of a single row or column normalises it."""
         return self.matrix and len(shape) > 1 and min(as_matrix(shape)) > 1
 
     def finish(self, step: Tensor, signals: Tensor) -> Tensor:

@@ -20,12 +20,12 @@ HAND: dict[str, tuple[float, ...]] = {
     "log_step": (math.log(0.1), math.log(0.1)),  # of matrices, of all others
     "log_floor": (math.log(0.3), math.log(0.1)),  # least scale; of matrices, times fan_in^-1/2
     "logit_beta1": (math.log(0.77 / 0.23),),
-    "logit_beta2": (math.log(0.99 / 0.01),),
+    "logit_beta2": (math.log(0.97 / 0.03),),
     "log_warmup": (math.log(10.0),),  # steps
     # Steps until the length starts to fall, horizon unknown and known.
     "log_tau": (math.log(30.0), math.log(1000.0)),
     # Of that fall; of the fall to nothing at the end, horizon known.
-    "power": (0.5, 0.75),
+    "power": (0.5, 1.0),
     "blend": (2.0,),  # logit of the share of the orthogonalised direction
     "log_gain": (math.log(1.1),),  # length of the orthogonalised step over that of the other
     "log_rate": (math.log(0.06), math.log(0.06)),  # of the feedback; of matrices, of all others

@@ -23,7 +23,10 @@ def entries(batch: Batch) -> list[list[Tensor]]:
     """Gradients, parameters, and each of the coordinates' entries of the state."""
     slots = batch.slots
     state = [[slot.state[key] for slot in slots] for key in batch.rule.keys_per("coordinate")]
-    return [[slot.grad for slot in slots], [slot.param for slot in slots], *state]
+    grads = [slot.grad for slot in slots]
+    if len({grad.dtype for grad in grads}) > 1:  # those seen in a basis are in the compute dtype
+        grads = [grad.to(batch.compute_dtype) for grad in grads]
+    return [grads, [slot.param for slot in slots], *state]
 
 
 def fits(batch: Batch) -> bool:
@@ -61,7 +64,7 @@ def move_l2l(batch: Batch, rule: L2L, weights: Packed, finite: Tensor | None) ->
 
 def late_ones(batch: Batch) -> list[int]:
     """Tensors that pass the last stage before they move."""
-    return [i for i, slot in enumerate(batch.slots) if batch.rule.finishes(slot.shape)]
+    return [i for i, slot in enumerate(batch.slots) if batch.rule.waits(slot.shape)]
 
 
 def move_default(

@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr int TELLS = 12, ADVICE = 5, FACTS = 4, GAUGE = 3;
+constexpr int TELLS = 12, ADVICE = 5, FACTS = 5, GAUGE = 3;
 constexpr float TINY = 1e-30f, LOUDEST = 2.0f, AIM = 0.2f, LN_2 = 0.693147181f;
 
 // The constants of the hand rule, as the caller's flat weights begin.
@@ -57,7 +57,7 @@ struct Means {
 };
 
 struct Facts {
-  vf is_matrix, fan_in, fan_out, count;
+  vf is_matrix, fan_in, fan_out, count, has_basis;
 };
 
 INLINE vf by_kind(const Facts& facts, const float (&pair)[2]) {
@@ -143,7 +143,8 @@ inline ControlTile lay_out_control(int units, Arena& arena) {
 }
 
 inline void read_means(const ControlTile& tile, int i, Means* means, Facts* facts) {
-  vf* of_facts[] = {&facts->is_matrix, &facts->fan_in, &facts->fan_out, &facts->count};
+  vf* of_facts[] = {&facts->is_matrix, &facts->fan_in, &facts->fan_out, &facts->count,
+                    &facts->has_basis};
   for (int k = 0; k < FACTS; k++) *of_facts[k] = load(tile.facts + k * TV + i * W);
   vf* of_means[] = {&means->g2, &means->v, &means->m2, &means->gm, &means->theta2};
   for (int k = 0; k < DEFAULT_SUMS; k++)
@@ -215,6 +216,7 @@ INLINE void write_signals(const Hand& hand, const Means& means, const Facts& fac
   vf paced = feed_back(hand, means, facts, time, s.mean_v, load(advice + 2 * TV), gauge + TV, gauge + 2 * TV);
   vf length = vexp(by_kind(facts, hand.log_step)) * schedule * s.scale;
   vf per_root = reciprocal_root(vmax(set1(TINY), s.mean_v));
+  per_root *= 1.0f - facts.has_basis * (1.0f - 1.0f / SEEN_DEAD);
   vf louder = load(advice), more_blend = load(advice + TV);
   vf signals[SIGNALS] = {
       set1(logistic(hand.logit_beta1)),
@@ -222,7 +224,7 @@ INLINE void write_signals(const Hand& hand, const Means& means, const Facts& fac
       per_root,
       s.correct1 * per_root,
       s.correct2 * per_root * per_root,
-      1.0f / s.rms,
+      (1.0f - facts.has_basis) / s.rms,
       length * vexp(paced + LOUDEST * tanh(louder)),
       vsigmoid(hand.blend + more_blend),
       set1(expf(hand.log_gain)),

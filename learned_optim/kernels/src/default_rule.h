@@ -11,6 +11,7 @@ constexpr int DEFAULT_INPUTS = 4;  // of a coordinate's own
 constexpr int DEFAULT_SAYS = 2;    // and what the controller says, the same within a tensor
 constexpr int DEFAULT_BENDS = 3;
 constexpr float TURN = 0.9f, ADD = 0.5f, FREE = 0.2f, CLIP = 4.0f, DEAD = 1e-12f;
+constexpr float SEEN_DEAD = 30.0f;
 constexpr float LARGEST_SQUARABLE = 1e14f;
 
 // What the controller sends to the coordinates of one tensor: rows of the caller's `signals`.
