@@ -13,13 +13,13 @@ from learned_optim.weights import LoadedRule, in_memory
 def without_matrix_stage(rule: str | os.PathLike[str] | LoadedRule = "default") -> LoadedRule:
     """A rule of the kind `default` without its matrix stage.
 
-    The stage sees a matrix in the eigenbases of its gradients (`bases`), in blocks of up to 128 x
-    128: some 2000 multiply-adds a parameter, as much as the gradient costs at 600 examples (tokens,
-    pixels) in the minibatch, and 8 to 21 bytes of state a parameter. Or, where a matrix is more
-    uneven than 5 to 1, it orthogonalises the step of A x B, A <= B, by 7 to 15 A multiply-adds a
-    parameter, half of that or less where a CPU multiplies bfloat16. With large matrices and small
-    minibatches on a CPU either can cost more than all the rest. This is the switch: for the whole
-    optimizer, or as the `rule` of a param group.
+    The stage sees a small matrix in the eigenbases of its gradients (`bases`), for 8 to 21 bytes of
+    state a parameter, and orthogonalises the step of a larger or more uneven one. For a smaller
+    side A that is 7 to 15 A multiply-adds a parameter: as much as the gradient costs at 2 to 5 A
+    examples (tokens, pixels) in the minibatch, and half of that or less where a CPU multiplies
+    bfloat16. It is cheap beside the gradient when A is far below that, and on a GPU in any case;
+    with wide matrices and small minibatches on a CPU it can cost more than all the rest. This is
+    the switch: for the whole optimizer, or as the `rule` of a param group.
 
     Args:
         rule: what `load_rule` takes.

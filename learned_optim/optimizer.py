@@ -1,9 +1,10 @@
 """`LearnedOptimizer`: a learned update rule behind the torch.optim contract, and only that.
 
-A step reads: `_collect` the parameters into batches; of each, `see_` matrices in their bases,
-`survey` the gradients, `control` each tensor, `move` the coordinates. What happens in there is the backend's and the rule's business. What options
-and gradients may be is in `options`, what a checkpoint must be in `resume`, where the numbers of a
-distributed parameter lie in `shards`, who warns of broken gradients in `alarm`.
+A step reads: `_collect` the parameters into batches; for each, `see_` matrices in their bases,
+`survey` the gradients, `control` each tensor, `move` the coordinates. What happens in there is the
+backend's and the rule's business. What options and gradients may be is in `options`, what a
+checkpoint must be in `resume`, where the numbers of a distributed parameter lie in `shards`, who
+warns of broken gradients in `alarm`.
 
 The class in the order of its life, under three headings: it is made, with its rules and groups
 (`__init__` to `add_param_group`); it takes steps (`step`), for which it lays out what moves
@@ -42,6 +43,8 @@ from learned_optim.weights import LoadedRule
 DEFAULT_RULE = "default"
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+# A batch, the parameters as the user knows them, and what moves it.
+Work: TypeAlias = tuple[Batch, list[Tensor], Backend]
 RuleSource: TypeAlias = str | os.PathLike[str] | LoadedRule
 
 
@@ -203,25 +206,39 @@ class LearnedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for batch, params, backend in self._collect():
+        sharded, whole = [], []
+        for work in self._collect():
+            parts = any(slot.parts is not None for slot in work[0].slots)
+            (sharded if parts else whole).append(work)
+        # Shards together, for one collective in all; others one by one, for little memory.
+        self._move(sharded)
+        for work in whole:
+            self._move([work])
+        self._alarm.sound()
+        return loss
+
+    def _move(self, works: list[Work]) -> None:
+        """All stages of the step for some batches."""
+        surveys = []
+        for batch, _, backend in works:
             with autocast_off(batch.device):
                 see_(batch)
-                rows = backend.survey(batch)
-            shards.add_up_(
-                (shards.cut_of(params[i]), rows[i])
-                for i, slot in enumerate(batch.slots)
-                if slot.parts is not None
-            )
+                surveys.append(backend.survey(batch))
+        shards.add_up_(
+            (shards.cut_of(params[i]), rows[i])
+            for (batch, params, _), rows in zip(works, surveys, strict=True)
+            for i, slot in enumerate(batch.slots)
+            if slot.parts is not None
+        )
+        for (batch, params, backend), rows in zip(works, surveys, strict=True):
             finite = self._alarm.report(rows[:, 0] == 0, params)
             with autocast_off(batch.device):
                 backend.move(batch, backend.control(batch, rows, finite), finite)
             for param, slot in zip(params, batch.slots, strict=True):
                 if slot.param is not param and shards.is_sharded(param):
                     torch.autograd.graph.increment_version(param)
-        self._alarm.sound()
-        return loss
 
-    def _collect(self) -> list[tuple[Batch, list[Tensor], Backend]]:
+    def _collect(self) -> list[Work]:
         """What this step moves: by group, device and dtype."""
         check_dense(self.param_groups)
         found = []
@@ -231,9 +248,7 @@ class LearnedOptimizer(Optimizer):
                 found += self._batches(group, params)
         return found
 
-    def _batches(
-        self, group: dict[str, Any], params: list[Tensor]
-    ) -> Iterator[tuple[Batch, list[Tensor], Backend]]:
+    def _batches(self, group: dict[str, Any], params: list[Tensor]) -> Iterator[Work]:
         """Parameters of one device and dtype, in one batch but for what `portions` cuts."""
         rule = self._rule_of(group).rule
         slots = [self._slot(param, rule) for param in params]
@@ -299,7 +314,9 @@ class LearnedOptimizer(Optimizer):
         Where a gradient was broken on another device than the CPU, one too many.
         """
         step = self.state[param]["step"]
-        if torch.compiler.is_compiling() or capturing(step.device) or type(step) is not Tensor:
+        if torch.compiler.is_compiling() or capturing(step.device):
+            return None
+        if type(step) is not Tensor or step.is_meta:
             return None
         if step.device.type == "cpu":
             return int(step)

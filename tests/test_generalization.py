@@ -159,8 +159,9 @@ def test_a_run_of_torchs_adam_is_that_of_the_grid_and_test_losses_are_those_of_t
 
 
 @pytest.mark.parametrize("family", [SMALL, CNN(activation="relu", depth=2, width=4)])
-def test_the_fast_way_of_running_a_rule_is_the_optimizer_itself(family):
-    rules = list(store.controls().values())
+@pytest.mark.parametrize("control", ["hand", "random"])
+def test_the_fast_way_of_running_a_rule_is_the_optimizer_itself(family, control):
+    rules = [store.controls()[control]]
     item = Item("agreement", family, 10)
     # Ten steps of a longer run: those of a short one are longer, and so is what halves lose.
     fast = train(item, lambda: Unrolled(rules, 300))
@@ -170,12 +171,12 @@ def test_the_fast_way_of_running_a_rule_is_the_optimizer_itself(family):
     # The optimizer keeps the coordinates' cells in halves.
     torch.testing.assert_close(fast.curve, real.curve, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(fast.test, real.test, rtol=1e-3, atol=1e-4)
-    # Told or not, hand or random: four different runs.
-    assert len({f"{value:.5f}" for value in fast.final[0].tolist()}) == 4
+    # Told or not: two different runs.
+    assert len({f"{value:.5f}" for value in fast.final[0].tolist()}) == 2
 
 
 def test_rules_of_two_configs_cannot_be_run_side_by_side():
-    first = store.controls()["hand"]
+    first = store.controls()["random"]  # of which nothing is left out
     other = dataclasses.replace(first, rule=dataclasses.replace(first.rule, hidden=2))
     with pytest.raises(ValueError, match="one config"):
         Unrolled([first, other], 5)

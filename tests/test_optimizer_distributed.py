@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import spawn
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CASES = pytest.mark.parametrize("sizes", two.SIZES)
-RULES = pytest.mark.parametrize("rule", ["lstm", "normalised"])
+RULES = pytest.mark.parametrize("rule", ["lstm", "normalised", "default"])
 
 
 @pytest.fixture(scope="module")

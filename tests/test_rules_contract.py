@@ -86,7 +86,7 @@ def seen(
     rule: UpdateRule, grad: Tensor, state: State, due: bool, shape: tuple[int, ...]
 ) -> tuple[Tensor, State, Basis]:
     """A gradient, `(..., N)`, in its basis; the state and the basis, turned if it is due."""
-    sides, blocks = as_matrix(shape), bases.Blocks.of(*as_matrix(shape))
+    sides = as_matrix(shape)
     basis = Basis(*(state[key] for key in Basis._fields))
     found, state = bases.see(grad.unflatten(-1, sides), basis), dict(state)
     if due:
@@ -94,11 +94,9 @@ def seen(
         found = turn.apply(found)
         for key, row in rule.turning:
             rows = list(state[key].unbind(-2))
-            rows[row] = blocks.join(
-                turn.apply(blocks.cut(rows[row].unflatten(-1, sides))), *sides
-            ).flatten(-2)
+            rows[row] = turn.apply(rows[row].unflatten(-1, sides)).flatten(-2)
             state[key] = torch.stack(rows, dim=-2)
-    return blocks.join(found, *sides).flatten(-2), state, basis
+    return found.flatten(-2), state, basis
 
 
 def controlled(

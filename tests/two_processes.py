@@ -234,7 +234,7 @@ SCENARIOS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 }
 for _sizes in SIZES:
     SCENARIOS[f"train default {_sizes}"] = (train, {"rule": "default", "sizes": _sizes})
-    for _rule in ("lstm", "normalised"):
+    for _rule in ("lstm", "normalised", "default"):
         _case = {"rule": _rule, "sizes": _sizes}
         SCENARIOS[f"train {_rule} {_sizes}"] = (train, _case)
         SCENARIOS[f"full {_rule} {_sizes}"] = (full_state, _case)

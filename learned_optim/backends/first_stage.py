@@ -17,13 +17,13 @@ from torch import Tensor
 
 from learned_optim import bases
 from learned_optim.backends.base import Batch, Slot, overwrite_all_
-from learned_optim.bases import Basis, Blocks
+from learned_optim.bases import Basis
 from learned_optim.matrices import as_matrix
 from learned_optim.rules import UpdateRule
 from learned_optim.rules.ranges import bounded
 
 PORTION = 1 << 19  # numbers seen at a time, where one matrix has no more
-STACKED = 1 << 14  # numbers of matrices of one shape that are seen in one call
+STACKED = 1 << 14  # twice the numbers of a matrix up to which those of one shape share a call
 
 
 def portions(rule: UpdateRule, slots: Sequence[Slot]) -> Iterator[range]:
@@ -54,6 +54,7 @@ def see_(batch: Batch) -> None:
     for index, slot in enumerate(batch.slots):
         if batch.rule.has_basis(slot.shape):
             small = slot.parts is None and 2 * slot.param.numel() <= STACKED
+            small = small and slot.age is not None  # or they might not be of one age
             key = (slot.shape, slot.age, slot.grad.dtype) if small else (index,)
             alike.setdefault(key, []).append(slot)
     for slots in alike.values():
@@ -71,7 +72,7 @@ def _see_(batch: Batch, slots: list[Slot]) -> None:
     if age is None or bases.is_due(age + 1):
         due = bases.is_due(slots[0].step + 1) if age is None else None
         seen = _turn_(batch, slots, seen, basis, due)
-    wholes = bases.together(seen, *sides).reshape(-1, *shape).unbind()
+    wholes = seen.reshape(-1, *shape).unbind()
     for slot, whole in zip(slots, wholes, strict=True):
         slot.grad = whole if slot.parts is None else slot.parts.cut(whole)
 
@@ -84,11 +85,10 @@ def _turn_(
     Args:
         batch: of the slots.
         slots: whose bases they are.
-        seen: the whole gradients in the bases as they were, `(S, K, a, b)`.
+        seen: the whole gradients in the bases as they were, `(S, A, B)`.
         basis: of all of them, `(S, ...)`.
         due: `()`, whether they turn at all; None: they do.
     """
-    sides = as_matrix(slots[0].shape)
     age = slots[0].age
     new, turn = bases.follow(seen, basis, due, firm=age is None or bases.is_firm(age + 1))
     for key, values in new._asdict().items():
@@ -97,9 +97,8 @@ def _turn_(
         entries = [slot.state[key][row] for slot in slots]
         if slots[0].parts is not None:
             entries = [slots[0].parts.join(entries[0])]
-        blocks = Blocks.of(*sides)
-        summed = blocks.cut(_stack(entries).to(seen.dtype).reshape(-1, *sides))
-        turned = blocks.join(turn.apply(summed), *sides).reshape(-1, *slots[0].shape)
+        summed = _stack(entries).to(seen.dtype).reshape(seen.shape)
+        turned = turn.apply(summed).reshape(-1, *slots[0].shape)
         if slots[0].parts is not None:
             turned = slots[0].parts.cut(turned[0]).unsqueeze(0)
         overwrite_all_([slot.state[key][row] for slot in slots], turned, None)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from learned_optim import bases
-from learned_optim.bases import Basis, Blocks, Turn
+from learned_optim.bases import Basis, Turn
 from learned_optim.matrices import as_matrix
 from learned_optim.rules import Clock, Coordinates, State, UpdateRule
 from learned_optim.rules.ranges import bounded
@@ -118,7 +118,7 @@ class Layout:
                 seen, moved = turn.apply(seen), True
                 for key, row in rule.turning:
                     turned[key][index] = _turn_row(turned[key][index], row, sides, turn)
-            parts[index] = bases.together(seen, *sides).flatten(-2)
+            parts[index] = seen.flatten(-2)
             found |= {f"{key}.{index}": value for key, value in basis._asdict().items()}
         if moved:
             rest |= {key: torch.cat(entries, dim=-1) for key, entries in turned.items()}
@@ -161,7 +161,5 @@ def basis_of(state: State, index: int) -> Basis:
 def _turn_row(entry: Tensor, row: int, sides: tuple[int, int], turn: Turn) -> Tensor:
     """One row of `(*lead, rows, N)`, turned along with the basis."""
     rows = list(entry.unbind(-2))
-    blocks = Blocks.of(*sides)
-    turned = turn.apply(blocks.cut(rows[row].unflatten(-1, sides)))
-    rows[row] = blocks.join(turned, *sides).flatten(-2)
+    rows[row] = turn.apply(rows[row].unflatten(-1, sides)).flatten(-2)
     return torch.stack(rows, dim=-2)

@@ -6,10 +6,10 @@ Layers of the step, each a bounded correction of the one before:
    mean square, on a fixed schedule, annealed where the horizon is known, and at the tensor's own
    pace (see `feedback`);
 2. per coordinate, an LSTM of a few units, its state in the optimizer state: it bends the direction;
-3. the matrix stage: the gradient of a matrix is seen in its eigenbasis, as SOAP sees it (`bases`),
-   and both levels work in there; where that would not pay, for matrices long and narrow or very
-   large, the direction is mixed with its orthogonalisation by Newton-Schulz iterations, as Muon
-   does with the momentum;
+3. the matrix stage: the gradient of a small matrix is seen in its eigenbasis, as SOAP sees it
+   (`bases`), and all of this happens in there; the direction of a larger one, or of one that is
+   long and narrow, is mixed with its orthogonalisation by Newton-Schulz iterations, as Muon does
+   with the momentum;
 4. per tensor, an LSTM on averages over the coordinates and the clock: it sets the length of the
    step and the mixture, and talks to the coordinates.
 
