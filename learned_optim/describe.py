@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from learned_optim import bases
 from learned_optim.cost import StepCost, step_cost
 from learned_optim.hub import load_rule
 from learned_optim.publishing import licence
@@ -42,7 +43,8 @@ def describe(source: str | os.PathLike[str]) -> str:
         "config": ", ".join(f"{key}={value}" for key, value in rule.config().items()),
         "sha256": loaded.sha256,
         "weights": f"{count} numbers, {memory} bytes, shared by all parameters",
-        "state": f"{per_coordinate} bytes per parameter, {per_tensor} per tensor (Adam: 8)",
+        "state": f"{per_coordinate} bytes per parameter, {per_tensor} per tensor (Adam: 8)"
+        + _bases(lean),
         "step": _step(step_cost(loaded)),
     }
     if lean != rule:
@@ -61,6 +63,14 @@ def state_bytes(rule: UpdateRule) -> tuple[int, int]:
     for spec in rule.state_spec.values():
         sizes[spec.per] += spec.rows * torch.empty((), dtype=spec.dtype).element_size()
     return sizes["coordinate"], sizes["tensor"]
+
+
+def _bases(rule: UpdateRule) -> str:
+    """What bases add to that, where there are any."""
+    square = (bases.LONGEST, bases.LONGEST)
+    if not rule.has_basis(square):
+        return ""
+    return f"; 8 to 21 more per parameter of matrices of up to {square[0]} x {square[1]}"
 
 
 def _step(cost: StepCost) -> str:
