@@ -64,6 +64,7 @@ results: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.short_runs
 	$(BIN)/python -m benchmarks.real_scale --folder $(PARTS)/real_scale
 	$(BIN)/python -m benchmarks.default_headroom --again
+	$(BIN)/python -m benchmarks.default_bases --again
 	$(BIN)/python -m benchmarks.default_ablations --again
 	$(BIN)/python -m benchmarks.step_time
 	$(BIN)/python -m benchmarks.triton_compile

@@ -182,14 +182,15 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
         for axes, (title, draws) in zip(both, groups, strict=True):
             axes.axvline(0, color="0.6", linewidth=0.8)
             for place, values in enumerate(table(draws).values()):
-                _draw_axis(axes, place, values)
+                draw_axis(axes, place, values)
             axes.set_yticks(range(len(AXES) + 1), [*AXES, "all of them"])
             axes.invert_yaxis()
             axes.set_title(f"{title}, {len(draws)} problems")
             axes.set_xlabel("log(final loss / as it is), best setting by another run")
 
 
-def _draw_axis(axes: Axes, place: int, values: Tensor) -> None:
+def draw_axis(axes: Axes, place: int, values: Tensor) -> None:
+    """One row of the picture."""
     jitter = torch.linspace(-0.25, 0.25, len(values))
     axes.plot(values, place + jitter, "o", color=colour("adam"), markersize=3, alpha=0.6)
     mean, median = float(values.mean()), float(values.median())

@@ -1,0 +1,168 @@
+"""What is it worth that `default` sees small matrices in eigenbases of their gradients?
+
+    python -m benchmarks.default_bases             every draw that the JSON lacks
+    python -m benchmarks.default_bases --again     all of them anew
+    python -m benchmarks.default_bases --redraw    the table and the picture from the JSON
+
+Each draw of the families of `pretrained/default/recipe.toml` is trained by `default` as it ships
+and by `VARIANTS` of it, two runs each on the same minibatches: without bases (small matrices
+orthogonalised like large ones), with neither bases nor orthogonalisation, and with other second
+decays. The figure for each draw is the mean log(final loss / that of `default` as it ships),
+clipped to a factor of 10, so that above 0 a variant is worse. A problem counts as noisy where
+`default` as it ships leaves a tenth of the loss at the start or more. Every other round of the
+families is told the horizon. These are the families that the choice was made on; what it did on
+problems that nothing was chosen by is in `benchmarks.generalization`.
+Writes results/default_bases.json and .png.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.default_ablations import RECIPE
+from benchmarks.default_headroom import by_horizon, draw_axis, gains
+from benchmarks.paper import report
+from benchmarks.plotting import panels
+from benchmarks.results import provenance, write_json
+from benchmarks.statistics import summary
+from learned_optim.meta_training.baseline import loss_curve, tail_mean
+from learned_optim.meta_training.recipe import TaskEntry
+from learned_optim.meta_training.recipe_file import read_recipe
+from learned_optim.meta_training.seeding import derive_seed, generator
+from learned_optim.meta_training.truncation import LogUniform
+from learned_optim.meta_training.unroll import Runs
+from learned_optim.rules import Default
+from learned_optim.rules.hand import HAND_SCALE, hand_weights
+from learned_optim.weights import digest
+
+ROUNDS, RUNS, TAIL = 4, 2, 0.1
+STEPS = LogUniform(250, 1000)
+NOISY = 0.1  # of the loss at the start
+SHIPPED = "as it ships"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A rule that differs from `default` in one thing.
+
+    Attributes:
+        rule: without the networks, which say nothing yet.
+        constants: those of the hand rule that are replaced, before they are scaled.
+    """
+
+    rule: Default
+    constants: Mapping[str, float] = field(default_factory=dict)
+
+
+def _of(*, second_decay: float | None = None, **changes: bool) -> Variant:
+    rule = Default(hidden=0, controller=0, **changes)
+    if second_decay is None:
+        return Variant(rule)
+    return Variant(rule, {"logit_beta2": math.log(second_decay / (1 - second_decay))})
+
+
+VARIANTS: dict[str, Variant] = {
+    SHIPPED: _of(),
+    "no bases": _of(basis=False),
+    "no matrix stage": _of(matrix=False),
+    "second decay 0.99": _of(second_decay=0.99),
+    "the same, no bases": _of(second_decay=0.99, basis=False),
+    "second decay 0.95": _of(second_decay=0.95),
+}
+
+
+def train(variant: Variant, runs: Runs, steps: int, told: int | None) -> Tensor:
+    """Its losses, `(steps + 1, R)`."""
+    changed = {f"hand.{k}": torch.tensor([v]) / HAND_SCALE for k, v in variant.constants.items()}
+    return loss_curve(variant.rule, hand_weights() | changed, runs, steps, told)
+
+
+def examine(entry: TaskEntry, index: int, steps: LogUniform, *, told: bool) -> dict[str, Any]:
+    """One draw under every variant, ready for JSON."""
+    task = entry.family.sample(generator("bases", index, "task"))
+    length = steps.sample(generator("bases", index, "steps"))
+    seeds = [derive_seed("bases", index, "run", run) for run in range(RUNS)]
+    horizon = length if told else None
+    curves = [train(variant, Runs(task, seeds), length, horizon) for variant in VARIANTS.values()]
+    curve = torch.stack(curves, dim=-1)
+    left = tail_mean(curve, TAIL)[:, 0] / curve[0, :, 0]
+    return {
+        "family": entry.label,
+        "steps": length,
+        "told": told,
+        "left": float(f"{float(left.log().mean().exp()):.4g}"),
+        "gains": [round(value, 4) for value in gains(curve).mean(0).tolist()],
+    }
+
+
+def measure(path: Path, rounds: int = ROUNDS, steps: LogUniform = STEPS) -> None:
+    """Run the draws that `path` lacks, and write after each; anew if the constants have changed."""
+    entries = read_recipe(RECIPE).tasks
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    made_with = {"weights_sha256": digest(hand_weights()), "variants": [*VARIANTS]}
+    draws: list[dict[str, Any]] = saved["draws"] if made_with.items() <= saved.items() else []
+    for index in tqdm(range(len(draws), rounds * len(entries)), desc="draws"):
+        turn, place = divmod(index, len(entries))
+        draws.append(examine(entries[place], index, steps, told=turn % 2 == 1))
+        write_json(path, {**made_with, "draws": draws, **provenance()})
+
+
+def kinds(draws: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """All of them, and apart what can be fitted and what is noise."""
+    return {
+        "all": draws,
+        "can be fitted": [draw for draw in draws if draw["left"] < NOISY],
+        "noisy": [draw for draw in draws if draw["left"] >= NOISY],
+    }
+
+
+def column(draws: list[dict[str, Any]], variant: str) -> Tensor:
+    """The figures of one variant."""
+    place = [*VARIANTS].index(variant)
+    return torch.tensor([draw["gains"][place] for draw in draws])
+
+
+def show(content: Mapping[str, Any]) -> None:
+    """Print mean, its interval, and median of each variant."""
+    for title, told in by_horizon(content["draws"]).items():
+        for kind, draws in kinds(told).items():
+            print(f"{title}, {kind}, {len(draws)} draws: log(loss / loss as it ships)")
+            for variant in [*VARIANTS][1:]:
+                facts = summary(column(draws, variant))
+                low, high = facts["interval_95"]
+                print(
+                    f"  {variant:20}{facts['mean']:+.3f} ({low:+.3f} to {high:+.3f})"
+                    f"  median {facts['median']:+.3f}"
+                )
+
+
+def draw(content: Mapping[str, Any], path: Path) -> None:
+    """A dot a draw for each variant; the bar is the mean, the line the median."""
+    names = [*VARIANTS][1:]
+    with panels(path, 2, (9.0, 3.4)) as both:
+        groups = by_horizon(content["draws"]).items()
+        for axes, (title, draws) in zip(both, groups, strict=True):
+            axes.axvline(0, color="0.6", linewidth=0.8)
+            for place, name in enumerate(names):
+                draw_axis(axes, place, column(draws, name))
+            axes.set_yticks(range(len(names)), names)
+            axes.invert_yaxis()
+            axes.set_title(f"{title}, {len(draws)} problems")
+            axes.set_xlabel("log(final loss / as it ships): right of 0 is worse")
+
+
+def main() -> None:
+    report.script(__doc__ or "", "default_bases", measure, draw, show, resumes=True)
+
+
+if __name__ == "__main__":
+    main()

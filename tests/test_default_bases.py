@@ -1,0 +1,44 @@
+"""The ablation of `default`'s bases."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import torch
+
+from benchmarks import default_bases
+from learned_optim.meta_training.recipe_file import read_recipe
+from learned_optim.meta_training.truncation import LogUniform
+from learned_optim.rules import Default
+from learned_optim.rules.hand import HAND_SCALE, hand_weights
+
+
+def test_the_first_variant_is_what_ships_and_each_other_differs():
+    first, *others = default_bases.VARIANTS.values()
+    assert first.rule == replace(Default(), hidden=0, controller=0)
+    assert not first.constants
+    assert all(other != first for other in others)
+    assert all(f"hand.{key}" in hand_weights() for other in others for key in other.constants)
+    decay = default_bases.VARIANTS["second decay 0.95"].constants["logit_beta2"]
+    assert torch.tensor(decay / HAND_SCALE * HAND_SCALE).sigmoid().isclose(torch.tensor(0.95))
+
+
+def test_draws_are_kept_and_split_by_what_is_left_of_the_loss(tmp_path, monkeypatch):
+    tasks = read_recipe(default_bases.RECIPE).tasks[:1]
+    recipe = replace(read_recipe(default_bases.RECIPE), tasks=tasks)
+    monkeypatch.setattr(default_bases, "read_recipe", lambda _: recipe)
+    path = tmp_path / "default_bases.json"
+    default_bases.measure(path, rounds=2, steps=LogUniform(10, 20))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    first, second = content["draws"]
+    assert (first["told"], second["told"]) == (False, True)
+    assert first["gains"][0] == 0
+    assert any(first["gains"][1:])
+    monkeypatch.setattr(default_bases, "examine", None)  # nothing is run twice
+    default_bases.measure(path, rounds=2, steps=LogUniform(10, 20))
+    split = default_bases.kinds([first | {"left": 0.5}, first | {"left": 0.01}])
+    assert [len(draws) for draws in split.values()] == [2, 1, 1]
+    default_bases.draw(content, tmp_path / "default_bases.png")
+    assert (tmp_path / "default_bases.png").is_file()
+    default_bases.show(content)
