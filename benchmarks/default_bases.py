@@ -135,6 +135,8 @@ def show(content: Mapping[str, Any]) -> None:
     """Print mean, its interval, and median of each variant."""
     for title, told in by_horizon(content["draws"]).items():
         for kind, draws in kinds(told).items():
+            if not draws:
+                continue
             print(f"{title}, {kind}, {len(draws)} draws: log(loss / loss as it ships)")
             for variant in [*VARIANTS][1:]:
                 facts = summary(column(draws, variant))

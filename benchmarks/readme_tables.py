@@ -4,12 +4,13 @@
     python -m benchmarks.readme_tables --check    exit with 1 if they are not up to date
 
 Reads `benchmarks/results/*.json`. The README has the tables of `HEADLINES`, and
-`benchmarks/results/README.md` all of them. Ten kinds of files have a table: comparisons of
+`benchmarks/results/README.md` all of them. Eleven kinds of files have a table: comparisons of
 `benchmarks.paper` (they hold `cases`), the demo's (`networks`), the held-out evaluation of
 `benchmarks.generalization` (`summary`), `benchmarks.real_scale` (`parameters`), and those of
 `benchmarks.meta_training_throughput` (`headline`), `benchmarks.estimators` (`bowl`),
 `benchmarks.fault_test` (`kills`), `benchmarks.short_runs` (`lengths`), `benchmarks.step_time`
-(`two_threads`) and `benchmarks.default_headroom` (`draws`); others are left to their own scripts.
+(`two_threads`), `benchmarks.default_headroom` (`draws`) and `benchmarks.default_bases`
+(`draws` and `variants`); others are left to their own scripts.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 from benchmarks import engine_tables
 from benchmarks.baselines import BASELINES
 from benchmarks.cost_table import step_time
+from benchmarks.default_bases import column, kinds
 from benchmarks.default_headroom import by_horizon
 from benchmarks.default_headroom import table as gains
 from benchmarks.general.store import LABELS, TOLD
@@ -203,6 +205,21 @@ def headroom(content: Mapping[str, Any]) -> str:
     return markdown([*header, "mean log (95 %)", "median", "`total_steps` told", "median"], rows)
 
 
+def bases(content: Mapping[str, Any]) -> str:
+    """The table of `benchmarks.default_bases`: means and their intervals, by what is noisy."""
+    groups = [
+        draws for told in by_horizon(content["draws"]).values() for draws in kinds(told).values()
+    ]
+    rows = [
+        [variant, *(_gain(summary(column(draws, variant)))[0] if draws else "" for draws in groups)]
+        for variant in content["variants"][1:]
+    ]
+    header = [f"`default`, {len(content['draws'])} draws: log of final loss over that as it ships"]
+    names = ("all", "can be fitted", "noisy")
+    told = [f"`total_steps` told: {name}" for name in names]
+    return markdown([*header, *names, *told], rows)
+
+
 def _gain(facts: Mapping[str, Any]) -> tuple[str, str]:
     # Adding 0 takes the sign off a zero.
     low, high, mean, median = (
@@ -210,6 +227,11 @@ def _gain(facts: Mapping[str, Any]) -> tuple[str, str]:
         for value in (*facts["interval_95"], facts["mean"], facts["median"])
     )
     return f"{mean} ({low} to {high})", median
+
+
+def of_draws(content: Mapping[str, Any]) -> str:
+    """One of the two on draws of training families."""
+    return (bases if "variants" in content else headroom)(content)
 
 
 def table_of(content: Mapping[str, Any]) -> str:
@@ -230,7 +252,7 @@ TABLES = {
     "kills": engine_tables.faults,
     "lengths": short_runs,
     "two_threads": step_time,
-    "draws": headroom,
+    "draws": of_draws,
 }
 
 

@@ -43,8 +43,13 @@ def portions(rule: UpdateRule, slots: Sequence[Slot]) -> Iterator[range]:
     yield range(first, len(slots))
 
 
-def basis_of(slots: list[Slot]) -> Basis:
-    """The entries of their states that are their bases, `(S, ...)` each."""
+def basis_of(slot: Slot) -> Basis:
+    """The entries of its state that are its basis."""
+    return Basis(*(slot.state[key] for key in Basis._fields))
+
+
+def bases_of(slots: list[Slot]) -> Basis:
+    """Of slots of one shape, `(S, ...)` each."""
     return Basis(*(_stack([slot.state[key] for slot in slots]) for key in Basis._fields))
 
 
@@ -65,7 +70,7 @@ def _see_(batch: Batch, slots: list[Slot]) -> None:
     """The same of slots of one shape and age: one, or several that are no shards."""
     shape, age = slots[0].shape, slots[0].age
     sides = as_matrix(shape)
-    basis = basis_of(slots)
+    basis = bases_of(slots)
     grads = [slot.grad if slot.parts is None else slot.parts.join(slot.grad) for slot in slots]
     grad = _stack(grads).to(batch.compute_dtype).reshape(-1, *sides)
     seen = bases.see(_within(grad), basis)

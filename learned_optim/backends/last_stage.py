@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.backends.base import Batch, free_to_read, moved, overwrite_, overwrite_all_
-from learned_optim.backends.first_stage import basis_of
+from learned_optim.backends.first_stage import bases_of, basis_of
 from learned_optim.matrices import as_matrix
 
 # Numbers in a stack. Larger ones leave the cache: from 64 x 64 on there is nothing to gain.
@@ -100,7 +100,7 @@ class Unfinished:
         told = torch.stack([self._signals[:, slot] for slot in slots])
         matrices = steps.view(len(slots), *as_matrix(batch.slots[slots[0]].shape))
         alike = [batch.slots[slot] for slot in slots]
-        basis = basis_of(alike) if batch.rule.has_basis(alike[0].shape) else None
+        basis = bases_of(alike) if batch.rule.has_basis(alike[0].shape) else None
         steps = batch.rule.complete(matrices, told, basis).view(len(slots), -1)
         keep = steps.isfinite().all(dim=1)
         if self._finite is not None:
@@ -114,10 +114,10 @@ class Unfinished:
         slot = batch.slots[index]
         step = self._steps.pop(index, self._signals.new_empty(0)).view(slot.param.shape)
         whole = step if slot.parts is None else slot.parts.join(step)
-        told = self._signals[:, index]
-        basis = basis_of([slot]) if batch.rule.has_basis(slot.shape) else None
-        matrix = whole.reshape(1, *as_matrix(slot.shape))
-        whole = batch.rule.complete(matrix, told.unsqueeze(0), basis).squeeze(0)
+        told, matrix = self._signals[:, index], whole.reshape(as_matrix(slot.shape))
+        # As a matrix, not as a stack of one, whose products take a quarter longer.
+        basis = basis_of(slot) if batch.rule.has_basis(slot.shape) else None
+        whole = batch.rule.complete(matrix, told, basis)
         # A tenth of what isfinite takes: the largest is infinite or NaN if any is.
         keep = whole.abs().amax().isfinite() if whole.numel() else whole.isfinite().all()
         if self._finite is not None:
