@@ -43,9 +43,16 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 def call_apart(*command: str) -> str:
     """Run a command in a process of its own, which may be killed."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
+    for _ in range(3):
+        run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        if run.returncode == 0:
+            return run.stdout
+        # gloo's threads may outlive the interpreter: torch's race, when all is done and printed
+        # (https://github.com/pytorch/pytorch/pull/179291). Seen once in twelve runs under load.
+        done = "accuracy" in run.stdout
+        if not (done and "terminate called without an active exception" in run.stderr):
+            break
+    pytest.fail(run.stdout + run.stderr)
 
 
 def accuracy(printed: str) -> float:
