@@ -9,6 +9,8 @@ processes take the step that one would take.
 
 from __future__ import annotations
 
+import gc
+
 import digits
 import torch
 import torch.distributed as dist
@@ -23,6 +25,14 @@ def main() -> None:
     """Train a sharded network, each process on its part of every minibatch."""
     total = digits.steps(__doc__, 200)
     dist.init_process_group("gloo")
+    train(total)
+    gc.collect()  # what is still sharded must not outlive the processes' group
+    dist.barrier()  # nobody leaves while another still needs it
+    dist.destroy_process_group()
+
+
+def train(total: int) -> None:
+    """For so many steps; prints what came of it."""
     rank, world = dist.get_rank(), dist.get_world_size()
     data = digits.load()
     torch.manual_seed(0)
@@ -43,8 +53,6 @@ def main() -> None:
         rows = next(value for key, value in state.items() if key != "step" and value.dim() == 3)
         print(f"state of the first layer: {tuple(rows.shape)}, here {tuple(rows.to_local().shape)}")
         print(f"test accuracy {accuracy:.1%}")
-    dist.barrier()  # nobody leaves while another still needs it
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
