@@ -96,8 +96,7 @@ class UpdateRule(ABC):
     Class attributes:
         name: the key in `RULES` and in weight files.
         summary_size: K, the number of sums of `summarize`; 0 skips that pass over the memory.
-        turning: entries of the coordinates' state, and rows of them, that are sums of gradients, so
-            that they turn with the basis.
+        turning: (entry, row) of the coordinates' state that sum up gradients: a basis turns them.
     """
 
     name: ClassVar[str]
