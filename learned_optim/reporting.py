@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # Losses within a factor e^LEVEL of each other count as the same.
 LEVEL = 0.02
+SMALL = 0.095  # from here down two decimals say too little
 
 
 def finite(value: float) -> float | None:
@@ -33,10 +34,14 @@ def against(mine: float, other: float, name: str) -> str:
     word = "beats" if mine < other else "loses to"
     if min(mine, other) <= 0:  # a ratio would mean nothing
         return f"{word} {name} ({mine:.4g} against {other:.4g})"
-    times = mine / other
-    if abs(math.log(times)) < LEVEL:
+    if abs(math.log(mine / other)) < LEVEL:
         return f"is level with {name}"
-    return f"{word} {name} ({times:.2f} times its loss)"
+    return f"{word} {name} ({times(mine / other)} times its loss)"
+
+
+def times(factor: float) -> str:
+    """Two decimals, or two digits where there are none: `0.50`, `12.31`, `0.0094`."""
+    return f"{factor:.2f}" if not factor < SMALL else f"{factor:.2g}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

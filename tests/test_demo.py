@@ -121,6 +121,7 @@ def test_a_run_that_diverged_is_null_in_the_file_and_infinite_in_the_grid(tmp_pa
     [
         (0.05, "beats Adam at its best rate (0.50 times its loss)"),
         (0.101, "is level with Adam at its best rate"),
+        (0.0005, "beats Adam at its best rate (0.005 times its loss)"),
         (0.30, "beats Adam at its default rate (0.60 times its loss) and loses to"),
         (1.00, "loses to Adam at its default rate (2.00 times its loss)"),
     ],

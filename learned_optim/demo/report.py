@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from learned_optim.demo.digits import HIDDEN, Run, Training
-from learned_optim.reporting import against, aligned, draw_band, finite, plain
+from learned_optim.reporting import against, aligned, draw_band, finite, plain, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,8 +95,8 @@ class Network:
             at_early = contender.over_seeds(partial(_loss_at, early))
             accuracy = contender.over_seeds(lambda run: run.test_accuracy[-1])
             seconds = contender.over_seeds(lambda run: run.seconds)
-            losses = [f"{at_early:.4f}", f"{contender.final_loss:.4f}"]
-            ratio = f"{self.ratio(contender):.2f}"
+            losses = [f"{at_early:.3g}", f"{contender.final_loss:.3g}"]
+            ratio = times(self.ratio(contender))
             table.append([contender.name, *losses, ratio, f"{accuracy:.1%}", f"{seconds:.1f}"])
         return table
 
