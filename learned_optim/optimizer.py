@@ -7,8 +7,9 @@ checkpoint must be in `resume`, where the numbers of a distributed parameter lie
 warns of broken gradients in `alarm`.
 
 The class in the order of its life, under three headings: it is made, with its rules and groups
-(`__init__` to `add_param_group`); it takes steps (`step`), for which it lays out what moves
-(`_collect` to `_weights`); it is copied, pickled and resumed (`__getstate__` to `load_state_dict`).
+(`__init__` to `add_param_group`); it takes steps (`step`, `_move`), for which it lays out what
+moves (`_collect` to `_weights`); it is copied, pickled and resumed (`__getstate__` to
+`load_state_dict`).
 """
 
 from __future__ import annotations

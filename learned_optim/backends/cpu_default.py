@@ -36,7 +36,7 @@ class Prepared:
         self.rows = [contiguous(entry) for entry in self._entries]
         self.tensors = kernels.DefaultTensors(
             self.rows[0],
-            readable(_of_one_dtype([slot.grad for slot in slots], batch.compute_dtype)),
+            readable([slot.grad for slot in slots]),
             self.rows[1],
             self.rows[2] if rule.hidden else None,
             hidden=rule.hidden,
@@ -48,12 +48,6 @@ class Prepared:
         mark_written(self.params)
         for entry, copies in zip(self._entries, self.rows, strict=True):
             write_back_(entry, copies)
-
-
-def _of_one_dtype(grads: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """As they are, but `dtype` where they differ: what is seen in a basis is in that."""
-    alike = len({grad.dtype for grad in grads}) == 1
-    return grads if alike else [grad.to(dtype) for grad in grads]
 
 
 def control(

@@ -64,6 +64,9 @@ def see_(batch: Batch) -> None:
             alike.setdefault(key, []).append(slot)
     for slots in alike.values():
         _see_(batch, slots)
+    if alike:  # what is seen is in the compute dtype, and kernels read gradients of one dtype
+        for slot in batch.slots:
+            slot.grad = slot.grad.to(batch.compute_dtype)
 
 
 def _see_(batch: Batch, slots: list[Slot]) -> None:

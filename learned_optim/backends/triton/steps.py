@@ -23,10 +23,7 @@ def entries(batch: Batch) -> list[list[Tensor]]:
     """Gradients, parameters, and each of the coordinates' entries of the state."""
     slots = batch.slots
     state = [[slot.state[key] for slot in slots] for key in batch.rule.keys_per("coordinate")]
-    grads = [slot.grad for slot in slots]
-    if len({grad.dtype for grad in grads}) > 1:  # those seen in a basis are in the compute dtype
-        grads = [grad.to(batch.compute_dtype) for grad in grads]
-    return [grads, [slot.param for slot in slots], *state]
+    return [[slot.grad for slot in slots], [slot.param for slot in slots], *state]
 
 
 def fits(batch: Batch) -> bool:
