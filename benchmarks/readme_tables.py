@@ -5,7 +5,7 @@
 
 Reads `benchmarks/results/*.json`. The README has the tables of `HEADLINES`, and
 `benchmarks/results/README.md` all of them. Eleven kinds of files have a table: comparisons of
-`benchmarks.paper` (they hold `cases`), the demo's (`networks`), the held-out evaluation of
+`benchmarks.paper` (they hold `cases`), the demo's (`networks`), those of
 `benchmarks.generalization` (`summary`), `benchmarks.real_scale` (`parameters`), and those of
 `benchmarks.meta_training_throughput` (`headline`), `benchmarks.estimators` (`bowl`),
 `benchmarks.fault_test` (`kills`), `benchmarks.short_runs` (`lengths`), `benchmarks.step_time`
@@ -38,7 +38,14 @@ from benchmarks.statistics import summary
 README = Path(__file__).resolve().parent.parent / "README.md"
 ALL = RESULTS / "README.md"
 # What a newcomer asks first, in that order.
-HEADLINES = ("generalization_held_out", "demo_digits", "real_scale", "short_runs", "step_time")
+HEADLINES = (
+    "generalization_held_out",
+    "generalization_fine_tuning",
+    "demo_digits",
+    "real_scale",
+    "short_runs",
+    "step_time",
+)
 HEAD = """# Results
 
 Written by `make readme` from the files beside this one: do not edit. Each table names its file, the
@@ -144,13 +151,19 @@ def digits(content: Mapping[str, Any]) -> str:
     return markdown(header, rows)
 
 
-def held_out(content: Mapping[str, Any]) -> str:
-    """The table of `benchmarks.generalization`; weights were chosen on the other list, so none."""
-    if content["split"] != "held_out":
+# By lists of problems. Weights were chosen on the third, so it has no table.
+PROBLEMS = {"held_out": "held-out problems", "fine_tuning": "networks that were trained before"}
+
+
+def generalization(content: Mapping[str, Any]) -> str:
+    """The table of `benchmarks.generalization`."""
+    if content["split"] not in PROBLEMS:
         return ""
     plain, told = (content["summary"][key] for key in ("rule", "rule" + TOLD))
     rows = []
     for rival, label in LABELS.items():
+        if rival == "hand" and content["split"] != "held_out":
+            continue
         pairs = [plain["versus"].get(rival), told["versus"].get(rival + TOLD)]
         pairs[1] = pairs[1] or told["versus"].get(rival)
         if all(pairs):
@@ -161,7 +174,8 @@ def held_out(content: Mapping[str, Any]) -> str:
     rows.append(["runs that rise late", rises[0], "", rises[1], ""])
     problems = plain["versus"]["adam"]["problems"]
     header = [
-        f"`{content['rule']['name']}` on {problems} held-out problems: final loss over that of"
+        f"`{content['rule']['name']}` on {problems} {PROBLEMS[content['split']]}: "
+        "final loss over that of"
     ]
     return markdown([*header, "ratio (95 %)", "wins", "`total_steps` told", "wins"], rows)
 
@@ -245,7 +259,7 @@ def table_of(content: Mapping[str, Any]) -> str:
 TABLES = {
     "cases": comparison,
     "networks": digits,
-    "summary": held_out,
+    "summary": generalization,
     "parameters": real_scale,
     "headline": engine_tables.throughput,
     "bowl": engine_tables.estimators,

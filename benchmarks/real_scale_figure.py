@@ -10,9 +10,12 @@ from typing import Any
 from benchmarks.plotting import STYLE
 
 _LEARNED = "#c8102e"
-# AdamW without a warm-up and with one; more rates than colours begin again.
-_COLD = ("#a8c3b0", "#6aa786", "#2a6f97", "#2b2d42")
-_WARM = ("#f0d9a8", "#d9a441", "#8e6bb0", "#4b2e63")
+# By how names begin, the first that fits; more rates than colours begin again.
+_COLOURS = {
+    "adamw_warm": ("#f0d9a8", "#d9a441", "#8e6bb0", "#4b2e63"),
+    "adamw": ("#a8c3b0", "#6aa786", "#2a6f97", "#2b2d42"),
+    "muon": ("#c9c9c9", "#9a9a9a", "#5c5c5c", "#111111"),
+}
 _SPAN = 40  # the curve is cut into as many means as steps hold this, at least
 
 
@@ -36,16 +39,17 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    cold, warm = itertools.cycle(_COLD), itertools.cycle(_WARM)
+    shades = {start: itertools.cycle(colours) for start, colours in _COLOURS.items()}
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(9.0, 4.0))
         for key, run in content["runs"].items():
             learned = key.startswith("default")
             steps, means = smoothed(run["losses"])
+            shade = next((each for start, each in shades.items() if key.startswith(start)), None)
             axes.plot(
                 steps,
                 means,
-                color=_LEARNED if learned else next(warm if "warm" in key else cold),
+                color=next(shade) if shade else _LEARNED,
                 linestyle="--" if key == "default" else "-",
                 linewidth=2.2 if learned else 1.3,
                 label=f"{run['label']}: {run['final_loss']:.3f}, test {run['test_loss']:.3f}",

@@ -54,7 +54,7 @@ def record(**finals: Sequence[float | None]) -> store.Record:
 def test_problems_have_names_of_their_own_and_the_lists_share_no_family():
     for split, problems in SPLITS.items():
         names = [item.name for item in problems]
-        assert len(set(names)) == len(names) >= 14, split
+        assert len(set(names)) == len(names) >= (8 if split == "fine_tuning" else 14), split
     for item in SPLITS["validation"]:
         check_trainable(item.family)
     for item in SPLITS["held_out"]:
@@ -305,6 +305,18 @@ def test_the_command_prints_its_tables_and_keeps_what_it_ran(own_split, monkeypa
     assert json.loads(path.read_text())["summary"] == content["summary"]
 
 
+def test_a_split_may_try_its_baselines_at_rates_of_its_own(own_split, monkeypatch):
+    slow = {key: dataclasses.replace(METHODS[key], rates=(1e-5, 1e-3)) for key in ("adam",)}
+    item = small()
+    entries = store.baselines("validation", item, progress=False)["entries"]
+    monkeypatch.setitem(store.RIVALS, "validation", slow)
+    again = store.baselines("validation", item, progress=False)["entries"]
+    assert entries["adam"]["id"] != again["adam"]["id"]
+    assert entries["adam"]["id"] == store.identity("adam")
+    assert len(again["adam"]["finals"]) == 2
+    assert again["adam_default"]["final"] == entries["adam_default"]["final"]
+
+
 def test_a_changed_problem_or_rule_is_run_again(own_split, monkeypatch):
     item = small()
     first = store.baselines("validation", item, progress=False)
@@ -387,7 +399,7 @@ def test_an_optimizer_of_a_package_that_is_missing_says_how_to_get_it():
         missing.make([torch.zeros(1)])
 
 
-def test_the_readme_gets_a_table_of_held_out_problems_only():
+def test_the_readme_gets_a_table_of_problems_that_nothing_was_chosen_by():
     records = {
         "a": record(rule=[0.5], rule_told=[0.25], adam=[1.0], hand=[1.0], hand_told=[0.5]),
     }
@@ -405,6 +417,9 @@ def test_the_readme_gets_a_table_of_held_out_problems_only():
     assert rows[3][3:] == ["0.5 (0.5 to 0.5)", "100%"]
     assert rows[-1] == ["runs that rise late", "0 of 1", "", "0 of 1", ""]
     assert table_of(content | {"split": "validation"}) == ""
+    fine = table_of(content | {"split": "fine_tuning"})
+    assert "networks that were trained before" in fine
+    assert "hand rule" not in fine  # nothing but the same weights again
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -23,7 +23,9 @@ def options(folder: Path, *only: str) -> argparse.Namespace:
     return argparse.Namespace(rule="default", only=only, folder=folder)
 
 
-@pytest.mark.parametrize("key", ["default_told", "adamw_0.001", "adamw_warm_0.001"])
+@pytest.mark.parametrize(
+    "key", ["default_told", "adamw_0.001", "adamw_warm_0.001", "muon_warm_0.01"]
+)
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(key, tmp_path, monkeypatch):
     monkeypatch.setattr(real_scale, "CHECKPOINT_EVERY", 1)
     contender = contenders("default", TINY.steps)[key]

@@ -1,10 +1,11 @@
-"""The fixed problems: one list to choose weights by, one that nothing is chosen by.
+"""The fixed problems: one list to choose weights by, two that nothing is chosen by.
 
 `validation`: the families of `META_VALIDATION` and fresh draws from families that meta-training
 samples. `held_out`: families, data and losses of `HELD_OUT`, several of each in several sizes,
 small enough that a hundred runs side by side train on one core. Both hold the kinds of problem on
 which steps relative to a tensor's scale get stuck: bottlenecks whose ReLUs die, targets nobody
-rescaled, convex problems that start at zero.
+rescaled, convex problems that start at zero. `fine_tuning`: networks of the held-out families that
+were trained before, on other data (`benchmarks.general.fine_tuning`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from benchmarks.general.fine_tuning import FineTuning
 from learned_optim import tasks
 from learned_optim.meta_training.seeding import derive_seed, generator
 from learned_optim.tasks.base import Task, TaskFamily
@@ -114,7 +116,47 @@ _HELD_OUT = (
     Item("raw_regression_long", _test("raw_regression", activation="relu", width=32), 10_000),
 )
 
-SPLITS: dict[str, tuple[Item, ...]] = {"validation": _VALIDATION, "held_out": _HELD_OUT}
+_SMALL_TEXT = {"width": 48, "length": 24, "batch_size": 16}
+_SMALL_LM = _test("transformer_text", depth=2, **_SMALL_TEXT)
+_SMALL_MLP = _test("deep_mlp_cifar10", pool=4, width=64)
+_SMALL_VIT = _test(
+    "vit_cifar10", dataset="mnist", pool=2, patch=7, width=32, heads=2, batch_size=32
+)
+_FINE_TUNING = (
+    Item("transformer_late_text", FineTuning(_SMALL_LM, "early", "late", 3000), 500),
+    Item("transformer_adapters", FineTuning(_SMALL_LM, "early", "late", 3000, rank=4), 500),
+    Item("transformer_same_text", FineTuning(_SMALL_LM, "early", "early", 3000), 500),
+    Item(
+        "gru_late_text",
+        FineTuning(_test("rnn_text", cell="gru", **_SMALL_TEXT), "early", "late"),
+        500,
+    ),
+    Item(
+        "resnet_new_labels",
+        FineTuning(
+            _test("resnet_cifar10", pool=4, stages=2, batch_size=32),
+            "coarse",
+            "whole",
+            fresh="head",
+        ),
+        500,
+    ),
+    Item("mlp_new_labels", FineTuning(_SMALL_MLP, "coarse", "whole", fresh="layer6"), 500),
+    Item("vit_turned", FineTuning(_SMALL_VIT, "whole", "turned"), 500),
+    Item(
+        "autoencoder_inverted",
+        FineTuning(
+            _test("autoencoder_mnist", pool=2, width=64, batch_size=32), "whole", "inverted"
+        ),
+        500,
+    ),
+)
+
+SPLITS: dict[str, tuple[Item, ...]] = {
+    "validation": _VALIDATION,
+    "held_out": _HELD_OUT,
+    "fine_tuning": _FINE_TUNING,
+}
 
 
 def chosen(split: str, names: Sequence[str] = ()) -> list[Item]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,14 @@ LABELS: dict[str, str] = {
     "hand": "hand rule, no learning",
     "random": "random weights",
 }
-# What weights are chosen against needs no more than the strong ones.
+# What weights are chosen against needs no more than these.
+_STRONG = {key: METHODS[key] for key in ("adam", "adamw_cosine", "muon_cosine")}
+# A network that is trained already bears shorter steps only.
+_SHORT = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)
 RIVALS: dict[str, dict[str, Method]] = {
-    "validation": {key: METHODS[key] for key in ("adam", "adamw_cosine", "muon_cosine")},
+    "validation": _STRONG,
     "held_out": METHODS,
+    "fine_tuning": {key: replace(method, rates=_SHORT) for key, method in _STRONG.items()},
 }
 
 Entry = dict[str, Any]
@@ -84,7 +89,8 @@ def baselines(split: str, item: Item, *, progress: bool = True) -> Record:
         record = {"problem": problem(item), "entries": {}}
     entries, methods = record["entries"], RIVALS[split]
     if any(
-        entries.get(key, {}).get("id") != identity(key) for key in (*methods, PLAIN_ADAM, *PACKAGED)
+        entries.get(key, {}).get("id") != identity(key, methods)
+        for key in (*methods, PLAIN_ADAM, *PACKAGED)
     ):
         record["start"], found = _run_baselines(item, methods, progress)
         entries.update(found)
@@ -98,11 +104,11 @@ def baselines(split: str, item: Item, *, progress: bool = True) -> Record:
     return record
 
 
-def identity(key: str) -> str:
+def identity(key: str, methods: Mapping[str, Method] = METHODS) -> str:
     """What defines a baseline, as text."""
     if key in PACKAGED:
         return f"{LABELS[key]}, every option at its default"
-    method = METHODS["adam" if key == PLAIN_ADAM else key]
+    method = methods["adam" if key == PLAIN_ADAM else key]
     rates = (1e-3,) if key == PLAIN_ADAM else method.rates
     return f"{key}: rates {list(rates)}, cosine {method.cosine}, decay {method.decay}"
 
@@ -159,15 +165,15 @@ def _run_baselines(
         copies = range(first, first + len(method.rates))
         best = best_rate(outcome, copies)
         found[key] = {
-            "id": identity(key),
+            "id": identity(key, methods),
             "rate": method.rates[best - first],
             "at_edge": best in (copies[0], copies[-1]),
             "finals": [_digits(outcome.final[:, copy]) for copy in copies],
             **entry(outcome, best),
         }
         first = copies.stop
-    plain = METHODS["adam"].rates.index(1e-3)
-    found[PLAIN_ADAM] = {"id": identity(PLAIN_ADAM)} | entry(outcome, plain)
+    plain = methods["adam"].rates.index(1e-3)
+    found[PLAIN_ADAM] = {"id": identity(PLAIN_ADAM, methods)} | entry(outcome, plain)
     for offset, key in enumerate(PACKAGED):
         version = metadata.version(PACKAGED[key].package)
         found[key] = {"id": identity(key), "version": version} | entry(outcome, first + offset)

@@ -1,0 +1,53 @@
+"""Torch's Muon on hidden matrices and AdamW on all others, as one optimizer with one rate.
+
+As the authors of Muon use it (Jordan et al., "Muon: an optimizer for hidden layers in neural
+networks", 2024); steps of matrices have the root mean square of AdamW's, so that one rate serves
+both (Liu et al., "Muon is scalable for LLM training", 2025, section 2.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.general.grids import muon_takes
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """Schedulers of the rate act on both, checkpoints hold both.
+
+    Args:
+        params: by name, as embeddings and heads are known by theirs; some of either kind.
+        lr: of both.
+        weight_decay: decoupled, of both.
+    """
+
+    def __init__(self, params: Mapping[str, Tensor], lr: float, weight_decay: float = 0.01) -> None:
+        hidden = [p for name, p in params.items() if muon_takes(name, p.shape)]
+        others = [p for name, p in params.items() if not muon_takes(name, p.shape)]
+        super().__init__([{"params": hidden}, {"params": others}], {"lr": lr})
+        self._parts = (
+            torch.optim.Muon(hidden, lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr, weight_decay=weight_decay),
+        )
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Both, at the rates that the groups have now; closures are not called."""
+        for group, part in zip(self.param_groups, self._parts, strict=True):
+            part.param_groups[0]["lr"] = group["lr"]
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of both, and the rates of the next step."""
+        rates = [group["lr"] for group in self.param_groups]
+        return {"parts": [part.state_dict() for part in self._parts], "rates": rates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of both, and their rates."""
+        for part, saved in zip(self._parts, state_dict["parts"], strict=True):
+            part.load_state_dict(saved)
+        for group, rate in zip(self.param_groups, state_dict["rates"], strict=True):
+            group["lr"] = rate
