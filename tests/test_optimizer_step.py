@@ -27,7 +27,7 @@ from small_training import (
 )
 from torch import nn
 
-from learned_optim import alarm, kernels
+from learned_optim import LearnedOptimizer, alarm, kernels
 
 RULES = pytest.mark.parametrize(
     "rule", [ADAM, LSTM, GRU, "default"], ids=["adam", "lstm", "gru", "default"]
@@ -410,3 +410,34 @@ def test_the_default_device_does_not_change_a_step(rule: Any, fused: bool | None
         with torch.device("meta"):
             second.step()
     assert same(plain, other)
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="gradients are as parameters")
+@pytest.mark.parametrize("rule", ["default", "l2l-mnist"])
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (torch.float64, torch.float64, torch.float64),
+        (torch.bfloat16, torch.float32, torch.bfloat16),
+        (torch.float32, torch.float16, torch.float64),
+    ],
+    ids=str,
+)
+def test_gradients_may_have_dtypes_of_their_own(rule, dtypes):
+    generator = torch.Generator().manual_seed(0)
+    shapes = (20, 10), (10,), (150, 10)  # one with a basis, a vector, one without
+    starts = [torch.randn(shape, generator=generator) for shape in shapes]
+    grads = [torch.randn(shape, generator=generator) for shape in shapes]
+    ends = []
+    for fused in (None, False):
+        params = [torch.nn.Parameter(start.clone()) for start in starts]
+        optimizer = LearnedOptimizer(params, rule=rule, fused=fused)
+        for _ in range(3):
+            for param, grad, dtype in zip(params, grads, dtypes, strict=True):
+                param.grad_dtype = dtype
+                param.grad = grad.to(dtype)
+            optimizer.step()
+        ends.append(params)
+    for fast, eager, start in zip(*ends, starts, strict=True):
+        assert not torch.equal(fast, start)
+        assert torch.allclose(fast, eager, atol=2e-6)

@@ -64,7 +64,9 @@ def see_(batch: Batch) -> None:
             alike.setdefault(key, []).append(slot)
     for slots in alike.values():
         _see_(batch, slots)
-    if alike:  # what is seen is in the compute dtype, and kernels read gradients of one dtype
+    dtypes = {slot.grad.dtype for slot in batch.slots}
+    # Kernels read gradients of one dtype, none wider than they compute in; what is seen is in that.
+    if len(dtypes) > 1 or dtypes == {torch.float64}:
         for slot in batch.slots:
             slot.grad = slot.grad.to(batch.compute_dtype)
 
