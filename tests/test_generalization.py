@@ -19,6 +19,7 @@ from benchmarks.general.scores import judge, log_ratio, mean_loss, profile, spee
 from benchmarks.general.steppers import Instances, Packaged, Together, Unrolled, learned
 from benchmarks.general.training import FLOOR, Outcome, summarize, train
 from benchmarks.readme_tables import table_of
+from learned_optim import LearnedOptimizer
 from learned_optim.matrices import orthogonalize
 from learned_optim.tasks import CNN, IllConditionedQuadratic, MLPClassification
 from learned_optim.tasks.splits import META_TEST, check_trainable
@@ -315,6 +316,20 @@ def test_a_split_may_try_its_baselines_at_rates_of_its_own(own_split, monkeypatc
     assert entries["adam"]["id"] == store.identity("adam")
     assert len(again["adam"]["finals"]) == 2
     assert again["adam_default"]["final"] == entries["adam_default"]["final"]
+
+
+def test_gentle_steps_are_those_of_a_smaller_lr():
+    found, start = store.controls("fine_tuning"), torch.randn(9, 5)
+    ends = []
+    for name, lr in (("gentle", 1.0), ("hand", store.GENTLE)):
+        param = torch.nn.Parameter(start.clone())
+        optimizer = LearnedOptimizer([param], rule=found[name], lr=lr)
+        for _ in range(3):
+            param.grad = param.detach().clone()
+            optimizer.step()
+        ends.append(param.detach())
+    assert torch.allclose(*ends, atol=1e-6)
+    assert not torch.allclose(ends[0], start, atol=1e-3)
 
 
 def test_a_changed_problem_or_rule_is_run_again(own_split, monkeypatch):

@@ -8,6 +8,7 @@ the code behind it, delete it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -23,16 +24,19 @@ from benchmarks.general.steppers import PACKAGED, Instances, Stepper, Together, 
 from benchmarks.general.training import FLOOR, Outcome, train
 from benchmarks.results import RESULTS, provenance, write_json
 from learned_optim.rules import Default
+from learned_optim.rules.hand import HAND_SCALE
 from learned_optim.weights import LoadedRule, in_memory
 
 TOLD = "_told"  # ends the key of an entry that was told `total_steps`
 PLAIN_ADAM = "adam_default"
+GENTLE = 0.3
 LABELS: dict[str, str] = {
     **{key: method.label for key, method in METHODS.items()},
     PLAIN_ADAM: "Adam, 0.001",
     **{key: each.label for key, each in PACKAGED.items()},
     "hand": "hand rule, no learning",
     "random": "random weights",
+    "gentle": f"hand rule at lr={GENTLE}",
 }
 # What weights are chosen against needs no more than these.
 _STRONG = {key: METHODS[key] for key in ("adam", "adamw_cosine", "muon_cosine")}
@@ -50,7 +54,10 @@ MakeStepper = Callable[[Sequence[LoadedRule], int], Stepper]
 
 
 def controls(split: str = "held_out") -> dict[str, LoadedRule]:
-    """`default` as it is drawn, which is the hand rule; for the test, with random heads too."""
+    """`default` as it is drawn, which is the hand rule.
+
+    For the test with random heads too; for fine-tuning with shorter steps, as by `lr=GENTLE`.
+    """
     rule, generator = Default(), torch.Generator().manual_seed(1)
     hand = rule.init_weights(torch.Generator().manual_seed(0))
     heads = {
@@ -61,6 +68,9 @@ def controls(split: str = "held_out") -> dict[str, LoadedRule]:
     found = {"hand": in_memory(rule, hand, name="hand")}
     if split == "held_out":
         found["random"] = in_memory(rule, hand | heads, name="random")
+    if split == "fine_tuning":
+        steps = hand["hand.log_step"] + math.log(GENTLE) / HAND_SCALE
+        found["gentle"] = in_memory(rule, hand | {"hand.log_step": steps}, name="gentle")
     return found
 
 
