@@ -7,7 +7,7 @@
 A causal transformer on the characters of Shakespeare, from the held-out list: `default` without and
 with `total_steps`, AdamW with a cosine at four rates, and with a warm-up at four; Muon on hidden
 matrices, AdamW on the rest, with warm-up and cosine, at four. Everyone sees the same start and the
-same minibatches. All fourteen runs take two and a half hours of one core: a step of `default` or
+same minibatches. All fourteen runs take two hours of one core: a step of `default` or
 Muon costs as much as the gradient again, one of AdamW next to nothing. Checkpoints lie in
 `--folder`; results go to results/real_scale.json and results/real_scale.png, after every run that
 is complete.

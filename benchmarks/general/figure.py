@@ -31,6 +31,8 @@ _LOOKS: dict[str, tuple[str, str, float]] = {
 }
 _MARKS = ("adamw_cosine", "muon_cosine", RULE, RULE + TOLD)
 _FACTORS = [10 ** (k / 60) for k in range(61)]
+# How far an axis of factors reaches either way, and its ticks above 1.
+_SPANS: dict[float, tuple[float, ...]] = {3.5: (1.5, 2, 3), 11.0: (3, 10)}
 
 
 def _label(key: str, name: str) -> str:
@@ -67,9 +69,13 @@ def _profile(axes: Axes, records: Mapping[str, Record], keys: list[str], name: s
 def _problems(axes: Axes, records: Mapping[str, Record], keys: list[str], name: str) -> None:
     """Each problem's ratios to tuned Adam; to the left of the line is better."""
     axes.axvline(1, color=_LOOKS["adam"][0], linewidth=1.6, zorder=1)
-    for key in (key for key in _MARKS if key in keys):
+    shown = {
+        key: [math.exp(log_ratio(record, key, "adam") or 0) for record in records.values()]
+        for key in _MARKS
+        if key in keys
+    }
+    for key, ratios in shown.items():
         colour, _, _ = _LOOKS[key]
-        ratios = [math.exp(log_ratio(record, key, "adam") or 0) for record in records.values()]
         axes.scatter(
             ratios,
             range(len(ratios)),
@@ -82,8 +88,11 @@ def _problems(axes: Axes, records: Mapping[str, Record], keys: list[str], name: 
             zorder=4 if key.startswith(RULE) else 2,
         )
     axes.set_xscale("log")
-    axes.set_xlim(0.09, 11)
-    axes.set_xticks([0.1, 0.3, 1, 3, 10], ["0.1", "0.3", "1", "3", "10"])
+    most = max(max(ratio, 1 / ratio) for ratios in shown.values() for ratio in ratios)
+    span = next((span for span in _SPANS if span > most), max(_SPANS))
+    axes.set_xlim(1 / span, span)
+    ticks = [*(1 / tick for tick in reversed(_SPANS[span])), 1, *_SPANS[span]]
+    axes.set_xticks(ticks, [f"{tick:.2g}" if tick >= 0.4 else f"{tick:.1g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_yticks(range(len(records)), [item.replace("_", " ") for item in records], fontsize=7)
     axes.invert_yaxis()

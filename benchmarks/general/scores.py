@@ -72,7 +72,8 @@ def judge(records: Mapping[str, Record], key: str) -> dict[str, Any]:
     """Everything that the table says of one entry."""
     told = TOLD if key.endswith(TOLD) else ""
     names = set.intersection(*(set(record["entries"]) for record in records.values()))
-    rivals = [name + told if name in ("hand", "random") else name for name in LABELS]
+    # Controls are told what the entry is told.
+    rivals = [name + told if name + told in names else name for name in LABELS]
     rivals = [name for name in rivals if name in names and name != key]
     shares = torch.tensor([share for record in records.values() for share in speed(record, key)])
     return {
