@@ -44,7 +44,7 @@ WARM_RATES, WARM = (
     (3e-4, 1e-3, 3e-3, 1e-2),
     0.1,
 )  # with a linear warm-up over this share of the steps
-MUON_RATES = (3e-3, 1e-2, 3e-2, 0.1)
+MUON_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 SEED = 0
 
 
