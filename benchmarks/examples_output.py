@@ -23,6 +23,7 @@ OUTPUT = RESULTS / "examples.json"
 NAMES = (
     "plain_loop",
     "groups_and_schedule",
+    "fine_tune",
     "resume_after_kill",
     "hf_trainer",
     "with_accelerate",

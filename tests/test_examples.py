@@ -66,6 +66,13 @@ def test_a_loop_learns(name: str, call: Callable[..., str]):
     assert accuracy(call(name, "--steps", "100")) > 85
 
 
+def test_what_was_learned_before_helps(call: Callable[..., str]):
+    printed = call("fine_tune", "--steps", "150")
+    before, after, alone = (float(each) for each in re.findall(r"accuracy (\d+\.\d)%", printed))
+    assert after > before
+    assert after > alone
+
+
 @pytest.mark.parametrize("name", NEEDS)
 @pytest.mark.filterwarnings("ignore")
 def test_a_trainer_runs(name: str, call: Callable[..., str]):
