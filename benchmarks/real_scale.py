@@ -6,11 +6,11 @@
 
 A causal transformer on the characters of Shakespeare, from the held-out list: `default` without and
 with `total_steps`, AdamW with a cosine at four rates, and with a warm-up at four; Muon on hidden
-matrices, AdamW on the rest, with warm-up and cosine, at four. Everyone sees the same start and the
-same minibatches. All fourteen runs take two hours of one core: a step of `default` or
-Muon costs as much as the gradient again, one of AdamW next to nothing. Checkpoints lie in
-`--folder`; results go to results/real_scale.json and results/real_scale.png, after every run that
-is complete.
+matrices, AdamW on the rest, with warm-up and cosine, at four; Prodigy (extra `benchmarks`) as it
+installs and with the cosine that its authors advise. Everyone sees the same start and the same
+minibatches. All sixteen runs take over two hours of one core: a step of `default` or Muon costs
+about half as much as the gradient, one of AdamW next to nothing. Checkpoints lie in `--folder`;
+results go to results/real_scale.json and results/real_scale.png, after every run that is complete.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from benchmarks.general.steppers import PACKAGED
 from benchmarks.muon import MuonAndAdamW
 from benchmarks.results import RESULTS, provenance, write_json
 from learned_optim.hub import load_rule
@@ -138,6 +139,9 @@ def contenders(rule: str, steps: int) -> dict[str, Contender]:
     for rate in MUON_RATES:
         label, make = f"Muon + warm-up + cosine, {rate:g}", partial(MuonAndAdamW, lr=rate)
         found[f"muon_warm_{rate:g}"] = Contender(label, make, cosine=True, warmup=warm)
+    prodigy = _nameless(PACKAGED["prodigy"].make)
+    found["prodigy"] = Contender("Prodigy", prodigy)
+    found["prodigy_cosine"] = Contender("Prodigy + cosine", prodigy, cosine=True)
     return found
 
 

@@ -15,6 +15,7 @@ _COLOURS = {
     "adamw_warm": ("#f0d9a8", "#d9a441", "#8e6bb0", "#4b2e63"),
     "adamw": ("#a8c3b0", "#6aa786", "#2a6f97", "#2b2d42"),
     "muon": ("#c9c9c9", "#9a9a9a", "#5c5c5c", "#111111"),
+    "prodigy": ("#d9a0c4", "#a0568a"),
 }
 _SPAN = 40  # the curve is cut into as many means as steps hold this, at least
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks import real_scale
+from benchmarks.muon import MuonAndAdamW
 from benchmarks.real_scale import QUICK, Size, Training, contenders, measure, table
 from benchmarks.real_scale_figure import draw, smoothed
 from learned_optim.tasks import TransformerLanguageModel
@@ -24,9 +25,12 @@ def options(folder: Path, *only: str) -> argparse.Namespace:
 
 
 @pytest.mark.parametrize(
-    "key", ["default_told", "adamw_0.001", "adamw_warm_0.001", "muon_warm_0.01"]
+    "key",
+    ["default_told", "adamw_0.001", "adamw_warm_0.001", "muon_warm_0.01", "prodigy_cosine"],
 )
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(key, tmp_path, monkeypatch):
+    if key.startswith("prodigy"):
+        pytest.importorskip("prodigyopt")
     monkeypatch.setattr(real_scale, "CHECKPOINT_EVERY", 1)
     contender = contenders("default", TINY.steps)[key]
     whole = Training(contender, TINY, tmp_path / "whole.pt")
@@ -40,6 +44,23 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(key, tmp_path, mon
     again.run()
     assert again.losses == whole.losses
     assert again.test_loss() == whole.test_loss()
+
+
+def test_muon_moves_hidden_matrices_and_adamw_all_others():
+    rate, generator = 0.01, torch.Generator().manual_seed(0)
+    shapes = {"block0.mix.weight": (8, 6), "head.weight": (8, 6), "embedding": (9, 6), "bias": (8,)}
+    params = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    for param in params.values():
+        param.grad = torch.randn(param.shape, generator=generator)
+    MuonAndAdamW(params, rate).step()
+    hidden = params.pop("block0.mix.weight")
+    values = torch.linalg.svdvals(hidden)
+    assert float(values.min()) > 0.5 * float(values.max())
+    # As long as AdamW's are in practice, where gradients seldom agree: a fifth of the rate.
+    assert float(hidden.square().mean().sqrt()) == pytest.approx(0.2 * rate, rel=0.2)
+    for param in params.values():
+        assert param.grad is not None
+        assert torch.allclose(param, -rate * param.grad.sign(), rtol=1e-4)
 
 
 def test_a_checkpoint_of_another_size_is_refused(tmp_path):
