@@ -40,12 +40,14 @@ LABELS: dict[str, str] = {
 }
 # What weights are chosen against needs no more than these.
 _STRONG = {key: METHODS[key] for key in ("adam", "adamw_cosine", "muon_cosine")}
-# A network that is trained already bears shorter steps only.
-_SHORT = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)
+# A network that is trained already may bear shorter steps only.
+_LOWER = (1e-5, 3e-5, 1e-4, 3e-4)
 RIVALS: dict[str, dict[str, Method]] = {
     "validation": _STRONG,
     "held_out": METHODS,
-    "fine_tuning": {key: replace(method, rates=_SHORT) for key, method in _STRONG.items()},
+    "fine_tuning": {
+        key: replace(method, rates=(*_LOWER, *method.rates)) for key, method in _STRONG.items()
+    },
 }
 
 Entry = dict[str, Any]
