@@ -153,6 +153,11 @@ def test_runs_of_it_are_vectorised_like_those_of_any_task(rank):
     assert any(bool(grad.any()) for grad in grads.values())
 
 
+def test_data_that_nobody_knows_are_refused():
+    with pytest.raises(ValueError, match="'upside_down'"):
+        FineTuning(IMAGES, "whole", "upside_down")
+
+
 def test_every_problem_of_the_list_can_be_described_without_training():
     for item in SPLITS["fine_tuning"]:
         task = item.task

@@ -185,6 +185,9 @@ class FineTuning(TaskFamily):
         steps: of the training before.
         fresh: see `FineTuningTask`.
         rank: of adapters; 0 for none.
+
+    Raises:
+        ValueError: for data that `VIEWS` does not have.
     """
 
     name: ClassVar[str] = "fine_tuning"
@@ -195,6 +198,11 @@ class FineTuning(TaskFamily):
     steps: int = 1500
     fresh: str = ""
     rank: int = 0
+
+    def __post_init__(self) -> None:
+        for view in (self.before, self.after):
+            if view not in VIEWS:
+                raise ValueError(f"data must be among {sorted(VIEWS)} but are {view!r}")
 
     def sample(self, generator: torch.Generator) -> FineTuningTask:
         """Draw the network's structure."""
