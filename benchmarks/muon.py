@@ -8,6 +8,7 @@ both (Liu et al., "Muon is scalable for LLM training", 2025, section 2.2).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,34 +21,44 @@ class MuonAndAdamW(torch.optim.Optimizer):
     """Schedulers of the rate act on both, checkpoints hold both.
 
     Args:
-        params: by name, as embeddings and heads are known by theirs; some of either kind.
+        params: by name, as embeddings and heads are known by theirs.
         lr: of both.
         weight_decay: decoupled, of both.
+        foreach: of AdamW, see there.
     """
 
-    def __init__(self, params: Mapping[str, Tensor], lr: float, weight_decay: float = 0.01) -> None:
+    def __init__(
+        self,
+        params: Mapping[str, Tensor],
+        lr: float,
+        weight_decay: float = 0.01,
+        *,
+        foreach: bool | None = None,
+    ) -> None:
         hidden = [p for name, p in params.items() if muon_takes(name, p.shape)]
         others = [p for name, p in params.items() if not muon_takes(name, p.shape)]
-        super().__init__([{"params": hidden}, {"params": others}], {"lr": lr})
-        self._parts = (
-            torch.optim.Muon(hidden, lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr, weight_decay=weight_decay),
-        )
+        muon = partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw")
+        kinds = ((muon, hidden), (partial(torch.optim.AdamW, foreach=foreach), others))
+        kinds = [(kind, tensors) for kind, tensors in kinds if tensors]
+        super().__init__([{"params": tensors} for _, tensors in kinds], {"lr": lr})
+        self.parts: list[torch.optim.Optimizer] = [
+            kind(tensors, lr, weight_decay=weight_decay) for kind, tensors in kinds
+        ]
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Both, at the rates that the groups have now; closures are not called."""
-        for group, part in zip(self.param_groups, self._parts, strict=True):
+        for group, part in zip(self.param_groups, self.parts, strict=True):
             part.param_groups[0]["lr"] = group["lr"]
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Of both, and the rates of the next step."""
         rates = [group["lr"] for group in self.param_groups]
-        return {"parts": [part.state_dict() for part in self._parts], "rates": rates}
+        return {"parts": [part.state_dict() for part in self.parts], "rates": rates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Of both, and their rates."""
-        for part, saved in zip(self._parts, state_dict["parts"], strict=True):
+        for part, saved in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(saved)
         for group, rate in zip(self.param_groups, state_dict["rates"], strict=True):
             group["lr"] = rate

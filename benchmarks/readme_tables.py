@@ -162,8 +162,6 @@ def generalization(content: Mapping[str, Any]) -> str:
     plain, told = (content["summary"][key] for key in ("rule", "rule" + TOLD))
     rows = []
     for rival, label in LABELS.items():
-        if rival == "hand" and content["split"] != "held_out":
-            continue
         pairs = [plain["versus"].get(rival), told["versus"].get(rival + TOLD)]
         pairs[1] = pairs[1] or told["versus"].get(rival)
         if all(pairs):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from benchmarks.muon import MuonAndAdamW
 from learned_optim import LearnedOptimizer, kernels, load_rule, without_matrix_stage
 from learned_optim.rules import L2L, Default, UpdateRule, Weights
 from learned_optim.weights import LoadedRule, in_memory
@@ -89,19 +90,11 @@ def _hand_written(kind: Callable[..., torch.optim.Optimizer], **options: bool): 
 
 
 def _muon(params: list[nn.Parameter]) -> tuple[Callable[[], object], int]:
-    """Torch's Muon on matrices, AdamW on all others, as its authors have it."""
-    kinds: list[torch.optim.Optimizer] = []
-    if matrices := [param for param in params if param.dim() == 2]:
-        kinds.append(torch.optim.Muon(matrices))
-    if others := [param for param in params if param.dim() != 2]:
-        kinds.append(torch.optim.AdamW(others, foreach=True))
-
-    def step() -> None:
-        for optimizer in kinds:
-            optimizer.step()
-
-    step()
-    return step, sum(tensor_bytes(dict(optimizer.state)) for optimizer in kinds)
+    """Torch's Muon on matrices, AdamW on all others; nothing is an embedding by its name here."""
+    named = {str(index): param for index, param in enumerate(params)}
+    optimizer = MuonAndAdamW(named, lr=1e-3, foreach=True)
+    optimizer.step()
+    return optimizer.step, sum(tensor_bytes(dict(part.state)) for part in optimizer.parts)
 
 
 def drawn(rule: UpdateRule) -> Weights:

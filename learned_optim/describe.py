@@ -70,7 +70,10 @@ def _bases(rule: UpdateRule) -> str:
     square = (bases.LONGEST, bases.LONGEST)
     if not rule.has_basis(square):
         return ""
-    return f"; 8 to 21 more per parameter of matrices of up to {square[0]} x {square[1]}"
+    # Two float32 squares, over a matrix as even and as uneven as has them.
+    least, most = (round(4 * (ratio + 1 / ratio)) for ratio in (1, bases.MOST_UNEVEN))
+    size = f"{square[0]} x {square[1]}"
+    return f"; {least} to {most} more per parameter of matrices of up to {size}"
 
 
 def _step(cost: StepCost) -> str:

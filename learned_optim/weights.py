@@ -17,9 +17,11 @@ both hashes agree. After changing a bundled rule:
 
     cd pretrained && sha256sum */config.json */model.safetensors > SHA256SUMS
 
-What is where, under three headings: a rule is had (`load_bundled`, `load_folder`, `in_memory`) or
-saved (`save_folder`); its bytes are checked (`read_files`, `decode`, which `hub` uses too); files
-and the registry are read and replaced. What a check is, is in `weight_checks`.
+What is where, under three headings: a rule is had from its folder (`load_folder`) or from memory
+(`in_memory`), or saved (`save_folder`); the rules that come with the package are found in their
+registry (`load_bundled`); and what all of them rest on, the bytes of the two files, are read,
+checked and replaced (`read_files` and `decode`, which `hub` uses too). What a check is, is in
+`weight_checks`.
 """
 
 from __future__ import annotations
@@ -82,47 +84,7 @@ class LoadedRule:
         return dataclasses.replace(self, rule=rule, weights=weights)
 
 
-# -- a rule is had or saved ------------------------------------------------------------------------
-
-
-def bundled_names() -> list[str]:
-    """Names of the rules that come with the package, sorted."""
-    return sorted({path.partition("/")[0] for path in _registry()})
-
-
-def bundled_folder(name: str) -> Path:
-    """Where a bundled rule lies, with its recipe, metrics and model card.
-
-    Raises:
-        WeightsUnavailable: no bundled rule has this name.
-    """
-    names = bundled_names()
-    if name not in names:
-        raise WeightsUnavailable(
-            f"no bundled rule is called {name!r}; bundled: {nearest_first(name, names)}. "
-            f"A folder is given with its path ('./{name}'), a rule on the Hub as "
-            "'user/repo@revision'"
-        )
-    return _pretrained() / name
-
-
-def load_bundled(name: str) -> LoadedRule:
-    """Load a rule that comes with the package; never touches the network.
-
-    Raises:
-        WeightsUnavailable: no bundled rule has this name, or its files are missing.
-        WeightsError: the files are not the ones that were released, or fail another check.
-    """
-    registry, folder = _registry(), bundled_folder(name)
-    config, blob = read_files(folder)
-    for file, data in ((CONFIG_FILE, config), (WEIGHTS_FILE, blob)):
-        found, expected = hashlib.sha256(data).hexdigest(), registry.get(f"{name}/{file}")
-        if found != expected:
-            raise WeightsError(
-                f"{folder / file} is not the released file: its sha256 is {found} but "
-                f"{REGISTRY_FILE} has {expected}; reinstall learned_optim"
-            )
-    return decode(config, blob, str(folder))
+# -- a rule and its folder -------------------------------------------------------------------------
 
 
 def load_folder(folder: str | os.PathLike[str]) -> LoadedRule:
@@ -216,7 +178,71 @@ def in_memory(rule: UpdateRule, weights: Weights, *, name: str) -> LoadedRule:
     return LoadedRule(rule, copies, name, hashlib.sha256(blob).hexdigest())
 
 
-# -- its bytes, as files or the Hub have them, are checked -----------------------------------------
+# -- the rules that come with the package, and their registry --------------------------------------
+
+
+def bundled_names() -> list[str]:
+    """Names of the rules that come with the package, sorted."""
+    return sorted({path.partition("/")[0] for path in _registry()})
+
+
+def bundled_folder(name: str) -> Path:
+    """Where a bundled rule lies, with its recipe, metrics and model card.
+
+    Raises:
+        WeightsUnavailable: no bundled rule has this name.
+    """
+    names = bundled_names()
+    if name not in names:
+        raise WeightsUnavailable(
+            f"no bundled rule is called {name!r}; bundled: {nearest_first(name, names)}. "
+            f"A folder is given with its path ('./{name}'), a rule on the Hub as "
+            "'user/repo@revision'"
+        )
+    return _pretrained() / name
+
+
+def load_bundled(name: str) -> LoadedRule:
+    """Load a rule that comes with the package; never touches the network.
+
+    Raises:
+        WeightsUnavailable: no bundled rule has this name, or its files are missing.
+        WeightsError: the files are not the ones that were released, or fail another check.
+    """
+    registry, folder = _registry(), bundled_folder(name)
+    config, blob = read_files(folder)
+    for file, data in ((CONFIG_FILE, config), (WEIGHTS_FILE, blob)):
+        found, expected = hashlib.sha256(data).hexdigest(), registry.get(f"{name}/{file}")
+        if found != expected:
+            raise WeightsError(
+                f"{folder / file} is not the released file: its sha256 is {found} but "
+                f"{REGISTRY_FILE} has {expected}; reinstall learned_optim"
+            )
+    return decode(config, blob, str(folder))
+
+
+def _pretrained() -> Path:
+    """`pretrained/` inside the installed package, else (editable, checkout) beside it."""
+    package = Path(__file__).resolve().parent
+    packaged = package / "pretrained"
+    return packaged if (packaged / REGISTRY_FILE).is_file() else package.parent / "pretrained"
+
+
+def _registry() -> dict[str, str]:
+    """`<name>/<file>` -> sha256, of the bundled rules; empty where none are."""
+    path = _pretrained() / REGISTRY_FILE
+    if not path.is_file():
+        return {}
+    registry = {}
+    for line in path.read_text(encoding="ascii", errors="replace").splitlines():
+        sha256, _, file = line.partition("  ")
+        if not SHA256.fullmatch(sha256) or file.count("/") != 1:
+            raise WeightsError(f"{path}: {line!r} is not '<sha256>  <name>/<file>'")
+        registry[file] = sha256
+    return registry
+
+
+# -- the bytes of the two files --------------------------------------------------------------------
 
 
 def read_files(folder: Path) -> tuple[bytes, bytes]:
@@ -248,30 +274,6 @@ def decode(config: bytes, blob: bytes, where: str) -> LoadedRule:
         )
     weights = parse_weights(blob, rule, where)
     return LoadedRule(rule, weights, content["name"], sha256)
-
-
-# -- files and the registry are read and replaced --------------------------------------------------
-
-
-def _pretrained() -> Path:
-    """`pretrained/` inside the installed package, else (editable, checkout) beside it."""
-    package = Path(__file__).resolve().parent
-    packaged = package / "pretrained"
-    return packaged if (packaged / REGISTRY_FILE).is_file() else package.parent / "pretrained"
-
-
-def _registry() -> dict[str, str]:
-    """`<name>/<file>` -> sha256, of the bundled rules; empty where none are."""
-    path = _pretrained() / REGISTRY_FILE
-    if not path.is_file():
-        return {}
-    registry = {}
-    for line in path.read_text(encoding="ascii", errors="replace").splitlines():
-        sha256, _, file = line.partition("  ")
-        if not SHA256.fullmatch(sha256) or file.count("/") != 1:
-            raise WeightsError(f"{path}: {line!r} is not '<sha256>  <name>/<file>'")
-        registry[file] = sha256
-    return registry
 
 
 def _read(folder: Path, file: str, limit: int) -> bytes:

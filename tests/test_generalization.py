@@ -432,9 +432,9 @@ def test_the_readme_gets_a_table_of_problems_that_nothing_was_chosen_by():
     assert rows[3][3:] == ["0.5 (0.5 to 0.5)", "100%"]
     assert rows[-1] == ["runs that rise late", "0 of 1", "", "0 of 1", ""]
     assert table_of(content | {"split": "validation"}) == ""
-    fine = table_of(content | {"split": "fine_tuning"})
-    assert "networks that were trained before" in fine
-    assert "hand rule" not in fine  # nothing but the same weights again
+    fine = table_of(content | {"split": "fine_tuning"}).splitlines()
+    assert "on 1 networks that were trained before" in fine[0]
+    assert fine[1:] == table_of(content).splitlines()[1:]
 
 
 @pytest.mark.parametrize("split", SPLITS)

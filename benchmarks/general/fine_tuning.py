@@ -19,6 +19,7 @@ from torch import Tensor
 from benchmarks.general.grids import muon_takes
 from learned_optim.tasks import nets
 from learned_optim.tasks.base import Batch, Params, Split, Task, TaskFamily
+from learned_optim.tasks.text import windows
 
 RATE, DECAY, WARMUP = 3e-3, 0.01, 0.1  # of the training before: peak rate, decay, share of steps
 EARLY = 0.6  # of a text: what is read before, the rest is what is read after
@@ -29,41 +30,35 @@ ALPHA = 2.0  # factor on the adapters' product: "alpha" over the rank
 View = Callable[[Any, torch.Generator, Split], Batch]
 
 
-def _whole(task: Task, generator: torch.Generator, split: Split) -> Batch:
-    return task.batch(generator, split)
+def _changed(change: Callable[[Batch], Batch]) -> View:
+    """What is other about a minibatch of images."""
+
+    def view(task: Task, generator: torch.Generator, split: Split) -> Batch:
+        batch = task.batch(generator, split)
+        return batch | change(batch)
+
+    return view
 
 
-def _inverted(task: Task, generator: torch.Generator, split: Split) -> Batch:
-    batch = task.batch(generator, split)
-    return batch | {"x": 1 - batch["x"]}
+def _part(*, early: bool) -> View:
+    """The beginning of a text, or the rest."""
 
+    def view(task: Any, generator: torch.Generator, split: Split) -> Batch:  # noqa: ANN401
+        tokens: Tensor = task.corpus.tokens(split)
+        cut = int(EARLY * len(tokens))
+        part = tokens[:cut] if early else tokens[cut:]
+        return windows(part, generator, task.batch_size, task.length)
 
-def _turned(task: Task, generator: torch.Generator, split: Split) -> Batch:
-    batch = task.batch(generator, split)
-    return batch | {"x": batch["x"].rot90(1, (-2, -1))}
-
-
-def _coarse(task: Task, generator: torch.Generator, split: Split) -> Batch:
-    batch = task.batch(generator, split)
-    return batch | {"y": torch.tensor(ANIMAL)[batch["y"]]}
-
-
-def _windows(task: Any, generator: torch.Generator, split: Split, *, early: bool) -> Batch:  # noqa: ANN401
-    """Like `Corpus.batch`, of a part of the text."""
-    tokens: Tensor = task.corpus.tokens(split)
-    cut = int(EARLY * len(tokens))
-    tokens = tokens[:cut] if early else tokens[cut:]
-    starts = nets.integers(generator, len(tokens) - task.length, task.batch_size)
-    return {"tokens": tokens[starts[:, None] + torch.arange(task.length + 1)]}
+    return view
 
 
 VIEWS: dict[str, View] = {
-    "whole": _whole,
-    "inverted": _inverted,  # black for white
-    "turned": _turned,  # by a quarter
-    "coarse": _coarse,  # vehicle or animal
-    "early": functools.partial(_windows, early=True),
-    "late": functools.partial(_windows, early=False),
+    "whole": _changed(lambda batch: {}),
+    "inverted": _changed(lambda batch: {"x": 1 - batch["x"]}),  # black for white
+    "turned": _changed(lambda batch: {"x": batch["x"].rot90(1, (-2, -1))}),  # by a quarter
+    "coarse": _changed(lambda batch: {"y": torch.tensor(ANIMAL)[batch["y"]]}),  # or vehicle
+    "early": _part(early=True),
+    "late": _part(early=False),
 }
 
 

@@ -57,10 +57,7 @@ class Corpus(NamedTuple):
         Raises:
             DataUnavailable: if there is no such file.
         """
-        tokens = self.tokens(split).to(generator.device)
-        starts = nets.integers(generator, len(tokens) - length, size)
-        offsets = torch.arange(length + 1, device=generator.device)
-        return {"tokens": tokens[starts[:, None] + offsets]}
+        return windows(self.tokens(split), generator, size, length)
 
     def tokens(self, split: Split) -> Tensor:
         """The whole split, `(N,)` int64."""
@@ -70,6 +67,14 @@ class Corpus(NamedTuple):
             tokens = _shakespeare(os.environ.get(DATA_VARIABLE, ""))
         cut = int(_TRAIN_FRACTION * len(tokens))
         return tokens[:cut] if split == "train" else tokens[cut:]
+
+
+def windows(tokens: Tensor, generator: torch.Generator, size: int, length: int) -> Batch:
+    """See `Corpus.batch`: windows at random places of `tokens` `(N,)`."""
+    tokens = tokens.to(generator.device)
+    starts = nets.integers(generator, len(tokens) - length, size)
+    offsets = torch.arange(length + 1, device=generator.device)
+    return {"tokens": tokens[starts[:, None] + offsets]}
 
 
 def draw_corpus(text: str, alphabet: int, order: int, generator: torch.Generator) -> Corpus:
