@@ -66,6 +66,7 @@ def control(
         weights,
         units=rule.controller,
         hidden=rule.hidden,
+        controller_below=rule.controller_below,
         total_steps=batch.total_steps,
         finite=finite,
     )

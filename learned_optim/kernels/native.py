@@ -155,6 +155,7 @@ class DefaultControlArguments(ctypes.Structure):
         ("signals", _Pointer),
         ("units", _Int32),
         ("hidden", _Int32),
+        ("controller_below", _Int32),
     )
 
 
