@@ -20,6 +20,7 @@ from learned_optim.tasks.augment import (
     LabelNoise,
     LossScale,
     Reparametrise,
+    WarmStart,
 )
 
 MLP = MLPClassification(dataset="digits", width=8, depth=1, batch_size=256)
@@ -110,6 +111,23 @@ def test_the_batch_size_is_drawn_for_each_task_through_other_changes():
     assert sizes == {2, 3, 4, 5}
 
 
+def test_a_warm_start_was_trained_and_can_be_drawn_again():
+    cold = at_start(MLP)[0]
+    family = WarmStart(MLP, low=150, high=150, other=0.0)
+    warm, _, params, _ = at_start(family)
+    assert float(warm) < 0.7 * float(cold)
+    assert not any(value.requires_grad for value in params.values())
+    for key, value in at_start(family)[2].items():
+        assert torch.equal(value, params[key])
+
+
+def test_with_another_teacher_a_warm_start_has_the_other_one_to_learn():
+    teacher = TeacherStudent(depth=1, width=16, noise=0.0, target_scale=1.0)
+    starts = {other: WarmStart(teacher, low=300, high=300, other=other) for other in (0.0, 1.0)}
+    same, changed = (float(at_start(starts[other])[0]) for other in (0.0, 1.0))
+    assert same < 0.5 * changed
+
+
 def test_only_the_given_fraction_of_tasks_is_changed():
     family = LossScale(Quadratic(), probability=0.25)
     plain = Quadratic().sample(generator(0))
@@ -126,7 +144,7 @@ def test_two_changes_of_one_kind_do_not_share_their_constants():
 
 
 def test_all_changes_at_once_vectorise_over_runs_and_perturbations():
-    family = CNN(width=2, depth=2, batch_size=4)
+    family = WarmStart(CNN(width=2, depth=2, batch_size=4), low=2, high=2)
     for wrap in (FlipSigns, LabelNoise, BatchSize, GradientNoise, LossScale, Reparametrise):
         family = wrap(family)
     task = family.sample(generator(0))
@@ -165,6 +183,9 @@ def test_a_change_that_does_not_fit_is_refused_when_sampling(family, message):
         ("batch_size", {"low": 0}),
         ("label_noise", {"fraction": 1.5}),
         ("label_noise", {"probability": -0.1}),
+        ("warm_start", {"low": 0.0}),
+        ("warm_start", {"other": 1.5}),
+        ("warm_start", {"lr": 0.0}),
     ],
 )
 def test_a_value_out_of_range_is_refused(name, config):

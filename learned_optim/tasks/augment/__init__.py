@@ -14,8 +14,17 @@ from collections.abc import Mapping
 from learned_optim.tasks.augment.base import Augmentation as Augmentation
 from learned_optim.tasks.augment.noise import BatchSize, GradientNoise, LabelNoise
 from learned_optim.tasks.augment.scales import FlipSigns, LossScale, Reparametrise
+from learned_optim.tasks.augment.start import WarmStart
 
 AUGMENTATIONS: Mapping[str, type[Augmentation]] = {
     augmentation.name: augmentation
-    for augmentation in (Reparametrise, FlipSigns, LossScale, GradientNoise, BatchSize, LabelNoise)
+    for augmentation in (
+        Reparametrise,
+        FlipSigns,
+        LossScale,
+        GradientNoise,
+        BatchSize,
+        LabelNoise,
+        WarmStart,
+    )
 }
