@@ -32,7 +32,7 @@ from benchmarks.default_headroom import table as gains
 from benchmarks.general.store import LABELS, TOLD
 from benchmarks.markdown import markdown, number
 from benchmarks.results import RESULTS
-from benchmarks.short_runs import mean
+from benchmarks.short_runs import ENTRIES, LISTS, mean
 from benchmarks.statistics import summary
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -194,11 +194,11 @@ def real_scale(content: Mapping[str, Any]) -> str:
 
 
 def short_runs(content: Mapping[str, Any]) -> str:
-    """The table of `benchmarks.short_runs`: the means over its problems."""
-    told = {"`total_steps` not told": "without", "told": "with"}
+    """The tables of `benchmarks.short_runs` in one: the means over the problems of each list."""
     rows = [
-        [label, *(number(mean(problems, key)) for problems in content["lengths"].values())]
-        for label, key in told.items()
+        [f"{title}, `total_steps` {label}", *(number(mean(p, key)) for p in content[part].values())]
+        for part, title in LISTS.items()
+        for key, label in ENTRIES.items()
     ]
     header = ["`default` on short runs: final loss over tuned Adam's"]
     return markdown([*header, *(f"{steps} steps" for steps in content["lengths"])], rows)

@@ -1,20 +1,22 @@
 """Runs of 10 to 200 steps, where a warm-up and a gentle start are most of the run.
 
-    python -m benchmarks.short_runs             about three minutes of one core
+    python -m benchmarks.short_runs             about half an hour of one core
     python -m benchmarks.short_runs --redraw    the table and the picture from the JSON
 
-`default` without and with `total_steps` on the families of `META_VALIDATION`, three runs of each,
-against the best of 15 Adam rates, chosen for each problem and length on these very runs. Final
-loss: the mean over the last tenth. Ratios are geometric means, each run's clipped to [0.1, 10]
-after adding 1e-5 of the loss at the start to both. That short runs told their length take longer
-steps was chosen on draws of the training families and the digits of the demo, not on these.
-Writes results/short_runs.json and .png.
+`default` without and with `total_steps`, and with them the hand rule beneath it, whose controller
+is silent: on the families of `META_VALIDATION` from scratch, and on the networks that
+`benchmarks.generalization --split fine_tuning` goes on with. Three runs of each, against the best
+of 15 Adam rates, chosen for each problem and length on these very runs. Final loss: the mean over
+the last tenth. Ratios are geometric means, each run's clipped to [0.1, 10] after adding 1e-5 of
+the loss at the start to both. What `default` does in short runs was learned, and chosen, on draws
+of the training families; that it should see trained networks there too was concluded from three of
+the networks here. Writes results/short_runs.json and .png.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.default_ablations import log_ratios
+from benchmarks.general.items import SPLITS
+from benchmarks.general.store import controls
 from benchmarks.paper import report
 from benchmarks.plotting import STYLE, colour
 from benchmarks.results import provenance, write_json
@@ -34,77 +38,98 @@ from learned_optim.weights import LoadedRule, load_bundled
 
 LENGTHS = (10, 20, 50, 100, 200)
 RUNS, TAIL = 3, 0.1
+# The lists, by their keys in the JSON, and what each entry of a problem is.
+LISTS = {"lengths": "from scratch", "fine_tuning": "fine-tuning"}
+ENTRIES = {"without": "not told", "with": "told", "hand": "told, hand rule"}
+
+Problems = Mapping[str, Mapping[str, float]]
 
 
-def ratios(name: str, family: TaskFamily, steps: int, rule: LoadedRule) -> dict[str, float]:
-    """The final loss over tuned Adam's, without and with the horizon."""
+def families(key: str) -> dict[str, TaskFamily]:
+    """The problems of a list."""
+    if key == "lengths":
+        return META_VALIDATION
+    return {item.name: item.family for item in SPLITS[key]}
+
+
+def ratios(
+    name: str, family: TaskFamily, steps: int, rules: Mapping[str, LoadedRule]
+) -> dict[str, float]:
+    """The final loss over tuned Adam's of each of `ENTRIES`; `rules` are `default` and `hand`."""
     task = family.sample(generator("short", name))
     seeds = [derive_seed("short", name, run) for run in range(RUNS)]
     adam = tuned_adam(task, seeds, steps, TAIL)[0]
 
-    def ratio(told: int | None) -> float:
-        curve = loss_curve(rule.rule, rule.weights, Runs(task, seeds), steps, told)
+    def ratio(of: str, told: int | None) -> float:
+        chosen = rules[of]
+        curve = loss_curve(chosen.rule, chosen.weights, Runs(task, seeds), steps, told)
         return math.exp(float(log_ratios(curve, adam, TAIL).mean()))
 
-    return {"without": ratio(None), "with": ratio(steps)}
+    entries = (ratio("default", None), ratio("default", steps), ratio("hand", steps))
+    return dict(zip(ENTRIES, entries, strict=True))
 
 
 def measure(path: Path) -> None:
-    """Every family at every length."""
+    """Every problem at every length."""
     torch.set_num_threads(1)
-    rule = load_bundled("default")
-    found = {
-        str(steps): {
-            name: ratios(name, family, steps, rule) for name, family in META_VALIDATION.items()
-        }
-        for steps in tqdm(LENGTHS, desc="lengths")
-    }
-    write_json(path, {"weights_sha256": rule.sha256, "lengths": found, **provenance()})
+    rules = {"default": load_bundled("default"), "hand": controls()["hand"]}
+    jobs = [(key, steps, name) for key in LISTS for steps in LENGTHS for name in families(key)]
+    found: dict[str, Any] = {key: {str(steps): {} for steps in LENGTHS} for key in LISTS}
+    for key, steps, name in tqdm(jobs, desc="short runs"):
+        found[key][str(steps)][name] = ratios(name, families(key)[name], steps, rules)
+    write_json(path, {"weights_sha256": rules["default"].sha256, **found, **provenance()})
 
 
-def mean(problems: Mapping[str, Mapping[str, float]], key: str) -> float:
+def mean(problems: Problems, key: str) -> float:
     """Geometric, over the problems."""
     return math.exp(sum(math.log(facts[key]) for facts in problems.values()) / len(problems))
 
 
 def show(content: Mapping[str, Any]) -> None:
-    """A line for each problem, a pair of columns for each length."""
-    lengths = content["lengths"]
-    print(f"{'final loss / tuned Adam':24}" + "".join(f"{f'{n} steps':>19}" for n in lengths))
-    names = next(iter(lengths.values()))
-    rows = {name: {n: problems[name] for n, problems in lengths.items()} for name in names}
-    rows["geometric mean"] = {
-        n: {key: mean(problems, key) for key in ("without", "with")}
-        for n, problems in lengths.items()
-    }
-    for name, row in rows.items():
-        cells = [f"{facts['without']:.2f}, told {facts['with']:.2f}" for facts in row.values()]
-        print(f"{name:24}" + "".join(f"{cell:>19}" for cell in cells))
+    """A line for each problem, a column for each length: not told, told, and the hand rule told."""
+    for key, label in LISTS.items():
+        lengths = content[key]
+        head = f"{label}: final loss / tuned Adam"
+        print(f"{head:46}" + "".join(f"{f'{n} steps':>18}" for n in lengths))
+        for name in next(iter(lengths.values())):
+            _line(name, [problems[name] for problems in lengths.values()])
+        means = [{e: mean(problems, e) for e in ENTRIES} for problems in lengths.values()]
+        _line("geometric mean", means)
+
+
+def _line(name: str, row: Sequence[Mapping[str, float]]) -> None:
+    cells = [" ".join(f"{facts[entry]:5.2f}" for entry in ENTRIES) for facts in row]
+    print(f"{name:46}" + "".join(f"{cell:>18}" for cell in cells))
 
 
 def draw(content: Mapping[str, Any], path: Path) -> None:
-    """Each problem's ratio by the length of the run, told and not."""
+    """Each problem's ratio by the length of the run; the hand rule's mean where it is told."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    lengths = {int(n): problems for n, problems in content["lengths"].items()}
-    titles = {"without": "horizon not told", "with": "horizon told"}
+    shown = [("lengths", "without"), ("lengths", "with"), ("fine_tuning", "with")]
     with pyplot.rc_context(STYLE):
-        figure, panels = pyplot.subplots(1, 2, sharey=True, figsize=(9.0, 3.4))
-        for axes, (key, title) in zip(panels, titles.items(), strict=True):
+        figure, panels = pyplot.subplots(1, len(shown), sharey=True, figsize=(13.0, 3.6))
+        for axes, (key, entry) in zip(panels, shown, strict=True):
+            lengths = {int(n): problems for n, problems in content[key].items()}
             for name in next(iter(lengths.values())):
-                line = [problems[name][key] for problems in lengths.values()]
+                line = [problems[name][entry] for problems in lengths.values()]
                 axes.plot([*lengths], line, color=colour("learned"), alpha=0.3, linewidth=1.0)
                 axes.annotate(name, (max(lengths), line[-1]), fontsize=6, va="center")
-            means = [mean(problems, key) for problems in lengths.values()]
-            axes.plot([*lengths], means, "o-", color=colour("learned"), linewidth=2.2)
-            axes.axhline(1.0, color=colour("adam"), linewidth=1.0)
+            for each, style in {"hand": "--", entry: "o-"}.items():
+                if entry == "with" or each == entry:
+                    means = [mean(problems, each) for problems in lengths.values()]
+                    label = "hand rule" if each == "hand" else "default"
+                    axes.plot([*lengths], means, style, color=colour("learned"), label=label)
+            axes.axhline(1.0, color=colour("adam"), linewidth=1.0, label="tuned Adam")
+            title = f"{LISTS[key]}, total_steps {ENTRIES[entry]}"
             axes.set(xscale="log", yscale="log", title=title, xlabel="steps")
             axes.set_xticks([*lengths], [str(n) for n in lengths])
             axes.minorticks_off()
         panels[0].set_ylabel("final loss / tuned Adam's")
+        panels[-1].legend(frameon=False, fontsize=7)
         figure.tight_layout()
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Software": None})

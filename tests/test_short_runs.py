@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import short_runs
 from benchmarks.default_ablations import log_ratios
+from benchmarks.general.items import Item
 from benchmarks.readme_tables import table_of
 from learned_optim.tasks import IllConditionedQuadratic, TeacherStudent
 
@@ -17,18 +18,23 @@ from learned_optim.tasks import IllConditionedQuadratic, TeacherStudent
 def test_short_runs_are_measured_averaged_shown_and_drawn(tmp_path, monkeypatch, capsys):
     families = {"one": TeacherStudent(width=4, depth=1), "two": IllConditionedQuadratic(dim=3)}
     monkeypatch.setattr(short_runs, "META_VALIDATION", families)
+    items = (Item("three", TeacherStudent(width=3, depth=1), 500),)
+    monkeypatch.setattr(short_runs, "SPLITS", {"fine_tuning": items})
     monkeypatch.setattr(short_runs, "LENGTHS", (2, 5))
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     path = tmp_path / "short_runs.json"
     short_runs.measure(path)
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["lengths"].keys() == {"2", "5"}
-    for problems in content["lengths"].values():
-        assert problems.keys() == families.keys()
-        assert all(0.1 <= ratio <= 10 for facts in problems.values() for ratio in facts.values())
+    for key, names in {"lengths": families.keys(), "fine_tuning": {"three"}}.items():
+        for problems in content[key].values():
+            assert problems.keys() == names
+            assert all(0.1 <= ratio <= 10 for f in problems.values() for ratio in f.values())
     short_runs.show(content)
     assert "geometric mean" in capsys.readouterr().out
-    assert "5 steps" in table_of(content)
+    table = table_of(content)
+    assert "5 steps" in table
+    assert "fine-tuning, `total_steps` told, hand rule" in table
     short_runs.draw(content, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
 
