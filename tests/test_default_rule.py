@@ -22,7 +22,7 @@ from learned_optim.meta_training.unroll import (
     make_clock,
 )
 from learned_optim.rules import Clock, Coordinates, Default, hand
-from learned_optim.rules.default import CLIP, FACTS, LARGEST, LOUDEST, SIGNALS, SUMS
+from learned_optim.rules.default import CLIP, FACTS, LARGEST
 from learned_optim.rules.feedback import FASTEST, SLOWEST
 from learned_optim.rules.hand import HAND, HAND_SCALE
 from learned_optim.tasks import Quadratic
@@ -291,29 +291,6 @@ def test_the_optimizer_takes_the_steps_that_meta_training_takes(total_steps: int
     for index, value in layout.split(theta).items():
         found = params[int(index)].detach()
         torch.testing.assert_close(found, value[0], rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("total_steps", "share"),
-    [(None, 0), (6, 1), (10, 1), (15, math.log2(20 / 15)), (20, 0), (5000, 0)],
-)
-def test_a_controller_for_short_runs_is_heard_in_those_alone(total_steps, share):
-    """Fully at half of the bound, not at all from it on, between by the logarithm."""
-
-    def length(controller_below: int, size: float) -> float:
-        rule = Default(hidden=0, controller=5, controller_below=controller_below)
-        weights = {key: value.double() for key, value in wild(rule, size=size).weights.items()}
-        state = {key: torch.zeros(rule.state_spec[key].rows, 1) for key in ("gauge", "controller")}
-        facts = torch.tensor(rule.describe((4, 3)))[:, None]
-        told = None if total_steps is None else torch.tensor([float(total_steps)])
-        clock, sums = Clock(torch.ones(1), told), torch.ones(len(SUMS), 1)
-        signals, _ = rule.control(sums.double(), facts.double(), state, clock, weights)
-        return signals[SIGNALS.index("length")].log().item()
-
-    silent, heard, always = length(0, 0.0), length(20, 0.3), length(0, 0.3)
-    ours, whole = (math.atanh((said - silent) / LOUDEST) for said in (heard, always))
-    assert abs(whole) > 0.1
-    assert ours == pytest.approx(share * whole, rel=1e-5, abs=1e-7)
 
 
 @HORIZONS

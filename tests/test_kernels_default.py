@@ -151,13 +151,6 @@ def test_the_controller_equals_the_rules_at_all_times(level, units, step, total_
     assert_alike(case, case.found(step, total_steps), case.expected(step, total_steps))
 
 
-@pytest.mark.parametrize("total_steps", [None, 100, 150, 210, 300, 5000])
-def test_a_controller_for_short_runs_is_heard_as_the_rules_is(level, total_steps):
-    rule = Default(hidden=0, controller=5, controller_below=300)
-    case = Case(rule, shapes=((6, 4), (1,), (65,)))
-    assert_alike(case, case.found(30, total_steps), case.expected(30, total_steps))
-
-
 def test_more_tensors_than_a_tile_has_lanes():
     case = Case(Default(), shapes=((3, 2), (5,)) * 35)
     assert_alike(case, case.found(30), case.expected(30))

@@ -431,7 +431,6 @@ def test_gradients_of_any_size_give_finite_steps(rule: UpdateRule, size: float):
         (lambda: Adam(eps=0.0), "eps must be in"),
         (lambda: Default(hidden=-1), r"hidden must be in \[0, 64\] but is -1"),
         (lambda: Default(controller=200), r"controller must be in \[0, 128\] but is 200"),
-        (lambda: Default(controller_below=-1), r"controller_below must be in \[0, 1000000\]"),
     ],
 )
 def test_configs_out_of_range_are_refused(make: object, message: str):

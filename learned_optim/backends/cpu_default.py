@@ -66,7 +66,6 @@ def control(
         weights,
         units=rule.controller,
         hidden=rule.hidden,
-        controller_below=rule.controller_below,
         total_steps=batch.total_steps,
         finite=finite,
     )

@@ -22,7 +22,6 @@ def default_control_(
     *,
     units: int,
     hidden: int,
-    controller_below: int = 0,
     total_steps: float | None = None,
     finite: Tensor | None = None,
 ) -> Tensor:
@@ -37,7 +36,6 @@ def default_control_(
         weights: `(default_weight_count(units, hidden),)`, see `default_step_`.
         units: of the controller.
         hidden: units of the coordinates' LSTM; tells how long `weights` are.
-        controller_below: see `default_step_`.
         total_steps: None where the horizon is unknown.
         finite: `(T,)` bool; where False a tensor keeps all three. None: all are True.
 
@@ -74,7 +72,6 @@ def default_control_(
         signals=signals.data_ptr(),
         units=units,
         hidden=hidden,
-        controller_below=controller_below,
     )
     kept = native.DefaultKeptArguments(
         steps=tables[0].address,

@@ -58,7 +58,6 @@ def default_step_(
     total_steps: Tensor | None = None,
     units: int,
     hidden: int,
-    controller_below: int = 0,
     threads: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`summarize`, `control` and `update` of `rules.default.Default`; `state` in place.
@@ -77,7 +76,6 @@ def default_step_(
         total_steps: `(T,)`, or None where the horizon is unknown.
         units: of the controller, 0 to 128.
         hidden: units of the coordinates' LSTM, 0 to 64.
-        controller_below: the horizon from which on the controller is not heard; 0: there is none.
         threads: torch's number by default; the result does not depend on it.
 
     Returns:
@@ -112,7 +110,6 @@ def default_step_(
         signals=signals.data_ptr(),
         units=units,
         hidden=hidden,
-        controller_below=controller_below,
     )
     arguments = native.DefaultRunsArguments(
         sizes=sizes_array.data_ptr(),

@@ -155,7 +155,6 @@ class DefaultControlArguments(ctypes.Structure):
         ("signals", _Pointer),
         ("units", _Int32),
         ("hidden", _Int32),
-        ("controller_below", _Int32),
     )
 
 

@@ -111,7 +111,6 @@ def _default_step_(
         total_steps=clock.total_steps,
         units=rule.controller,
         hidden=rule.hidden,
-        controller_below=rule.controller_below,
     )
 
 

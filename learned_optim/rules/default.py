@@ -83,8 +83,6 @@ class Default(UpdateRule):
         controller: units of each tensor's LSTM, 0 to 128; 0 leaves that level out.
         matrix: whether matrices pass the matrix stage.
         basis: whether it may be the one with eigenbases.
-        controller_below: the controller is heard in runs alone that were told a horizon below this,
-            fully at half of it, so that what it learned from short episodes stays there; 0: in all.
 
     Raises:
         ValueError: for a value outside its range.
@@ -98,11 +96,9 @@ class Default(UpdateRule):
     controller: int = 12
     matrix: bool = True
     basis: bool = True
-    controller_below: int = 0
 
     def __post_init__(self) -> None:
-        highest = {"hidden": 64, "controller": 128, "controller_below": 1_000_000}
-        for field, high in highest.items():
+        for field, high in (("hidden", 64), ("controller", 128)):
             if not 0 <= getattr(self, field) <= high:
                 raise ValueError(f"{field} must be in [0, {high}] but is {getattr(self, field)}")
 
@@ -195,16 +191,14 @@ class Default(UpdateRule):
         origin, *remembered = state["gauge"].unbind(-2)
         before = Feedback(*remembered)
         origin = torch.where(clock.step == 1, scale, origin)
-        new_state = {"controller": state["controller"]} if self.controller else {}
+        new_state: dict[str, Tensor] = {}
         advice = sums.new_zeros(ADVICE, 1)
-        heard_share = self._heard_share(clock)
-        if heard_share is not None:
+        if self.controller:
             growth = scale / origin.clamp_min(tiny(sums))
             tells = tells_of(means, mean_v, growth, before.pace, known, clock)
             cell = _level(weights, "tensor")
             h, new_state["controller"] = CELLS["lstm"].function(tells, state["controller"], cell)
             advice = affine(weights["tensor.head.w"], h, weights["tensor.head.b"])
-            advice = advice * heard_share.unsqueeze(-2)
         louder, more_blend, more_aim, say0, say1 = advice.unbind(-2)
         heard = feedback(before, means, mean_v, AIM * more_aim.tanh(), known, clock, weights)
         new_state["gauge"] = torch.stack(torch.broadcast_tensors(origin, *heard), dim=-2)
@@ -227,16 +221,6 @@ class Default(UpdateRule):
             say1.tanh(),
         )
         return torch.stack(torch.broadcast_tensors(*signals), dim=-2), new_state
-
-    def _heard_share(self, clock: Clock) -> Tensor | None:
-        """The share of the controller's advice that is followed; None where it is not asked."""
-        if not self.controller:
-            return None
-        if not self.controller_below:
-            return torch.ones_like(clock.step)
-        if clock.total_steps is None:
-            return None
-        return (self.controller_below / clock.total_steps).log2().clamp(0, 1)
 
     def update(
         self, coords: Coordinates, state: State, signals: Tensor, weights: Weights

@@ -165,14 +165,6 @@ inline void advise(int units, const float* packed, const float* head, const Cont
     }
 }
 
-// Whether the controller is asked, and the share of its advice that is followed.
-INLINE bool asked(int units, int below, bool known) { return units && (known || !below); }
-
-INLINE vf heard_share(int below, const Time& time) {
-  if (!below) return set1(1.0f);
-  return clamp(log_normal((float)below / time.total) * LOG2_E, 0, 1);
-}
-
 // What is the same with and without a controller, before it and after it.
 struct Scales {
   vf mean_v, scale, rms, correct1, correct2;
@@ -244,8 +236,8 @@ INLINE void write_signals(const Hand& hand, const Means& means, const Facts& fac
 }
 
 // The whole tile: reads sums, facts, times, gauge and cell; leaves gauge, cell and signals.
-inline void control_tile(const float* weights, const float* packed, int units, int below,
-                         bool known, const ControlTile& tile) {
+inline void control_tile(const float* weights, const float* packed, int units, bool known,
+                         const ControlTile& tile) {
   const Hand hand = read_hand(weights);
   Means means;
   Facts facts;
@@ -262,14 +254,7 @@ inline void control_tile(const float* weights, const float* packed, int units, i
   }
   memset(tile.advice, 0, sizeof(float) * ADVICE * TV);
   const float* head = weights + HAND + 4L * units * (TELLS + units + 1);
-  if (asked(units, below, known)) {
-    advise(units, packed, head, tile);
-    for (int i = 0; i < V; i++) {
-      const vf share = heard_share(below, time(i));
-      float* advice = tile.advice + i * W;
-      for (int r = 0; r < ADVICE; r++) store(advice + r * TV, load(advice + r * TV) * share);
-    }
-  }
+  if (units) advise(units, packed, head, tile);
   for (int i = 0; i < V; i++) {
     read_means(tile, i, &means, &facts);
     write_signals(hand, means, facts, time(i), scales[i], tile.advice + i * W,
@@ -295,8 +280,7 @@ inline void control_chunk(void* context, long index, void* memory) {
   const ControlTile tile = lay_out_control(a.units, arena);
   float* packed = arena.take<float>(packed_controller(a.units));
   const float* weights = a.weights + rule * job.set;
-  if (asked(a.units, a.controller_below, a.total != nullptr))
-    pack_forward<Lstm>(weights + HAND, a.units, TELLS, packed);
+  if (a.units) pack_forward<Lstm>(weights + HAND, a.units, TELLS, packed);
   for (int r = 0; r < DEFAULT_SUMS; r++)
     for (int i = 0; i < TV; i++) {
       const long tensor = rule * n + first + (i < valid ? i : 0);
@@ -313,7 +297,7 @@ inline void control_chunk(void* context, long index, void* memory) {
   float* cell = a.cell + 2L * a.units * rule * n + first;
   gather_rows(gauge, n, GAUGE, valid, tile.gauge);
   gather_rows(cell, n, 2 * a.units, valid, tile.cell);
-  control_tile(weights, packed, a.units, a.controller_below, a.total != nullptr, tile);
+  control_tile(weights, packed, a.units, a.total != nullptr, tile);
   scatter_rows(tile.gauge, n, GAUGE, valid, gauge);
   scatter_rows(tile.cell, n, 2 * a.units, valid, cell);
   scatter_rows(tile.signals, n, SIGNALS, valid, a.signals + rule * SIGNALS * n + first);

@@ -97,7 +97,6 @@ struct DefaultControlArguments {
   const float *weights, *facts, *step, *total;  // all of the rule's weights, flat
   float *survey, *gauge, *cell, *signals;
   int32_t units, hidden;
-  int32_t controller_below;  // horizon from which on the controller is not heard; 0: none
 };
 
 // What each tensor of an optimizer keeps under the rule `default`, in place of `step`, `gauge` and
