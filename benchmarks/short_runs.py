@@ -3,14 +3,14 @@
     python -m benchmarks.short_runs             about half an hour of one core
     python -m benchmarks.short_runs --redraw    the table and the picture from the JSON
 
-`default` without and with `total_steps`, and with them the hand rule beneath it, whose controller
-is silent: on the families of `META_VALIDATION` from scratch, and on the networks that
-`benchmarks.generalization --split fine_tuning` goes on with. Three runs of each, against the best
-of 15 Adam rates, chosen for each problem and length on these very runs. Final loss: the mean over
-the last tenth. Ratios are geometric means, each run's clipped to [0.1, 10] after adding 1e-5 of
-the loss at the start to both. What `default` does in short runs was learned, and chosen, on draws
-of the training families; that it should see trained networks there too was concluded from three of
-the networks here. Writes results/short_runs.json and .png.
+`default` without and with `total_steps`: on the families of `META_VALIDATION` from scratch, and on
+the networks that `benchmarks.generalization --split fine_tuning` goes on with. Three runs of each,
+against the best of 15 Adam rates, chosen for each problem and length on these very runs. Final
+loss: the mean over the last tenth. Ratios are geometric means, each run's clipped to [0.1, 10]
+after adding 1e-5 of the loss at the start to both. What `default` does in short runs was chosen on
+draws of the training families and the digits of the demo, not on these; but that trained networks
+should be among those draws was concluded from three of the networks here.
+Writes results/short_runs.json and .png.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 from benchmarks.default_ablations import log_ratios
 from benchmarks.general.items import SPLITS
-from benchmarks.general.store import controls
 from benchmarks.paper import report
 from benchmarks.plotting import STYLE, colour
 from benchmarks.results import provenance, write_json
@@ -40,7 +39,7 @@ LENGTHS = (10, 20, 50, 100, 200)
 RUNS, TAIL = 3, 0.1
 # The lists, by their keys in the JSON, and what each entry of a problem is.
 LISTS = {"lengths": "from scratch", "fine_tuning": "fine-tuning"}
-ENTRIES = {"without": "not told", "with": "told", "hand": "told, hand rule"}
+ENTRIES = {"without": "not told", "with": "told"}
 
 Problems = Mapping[str, Mapping[str, float]]
 
@@ -52,32 +51,28 @@ def families(key: str) -> dict[str, TaskFamily]:
     return {item.name: item.family for item in SPLITS[key]}
 
 
-def ratios(
-    name: str, family: TaskFamily, steps: int, rules: Mapping[str, LoadedRule]
-) -> dict[str, float]:
-    """The final loss over tuned Adam's of each of `ENTRIES`; `rules` are `default` and `hand`."""
+def ratios(name: str, family: TaskFamily, steps: int, rule: LoadedRule) -> dict[str, float]:
+    """The final loss over tuned Adam's, without and with the horizon."""
     task = family.sample(generator("short", name))
     seeds = [derive_seed("short", name, run) for run in range(RUNS)]
     adam = tuned_adam(task, seeds, steps, TAIL)[0]
 
-    def ratio(of: str, told: int | None) -> float:
-        chosen = rules[of]
-        curve = loss_curve(chosen.rule, chosen.weights, Runs(task, seeds), steps, told)
+    def ratio(told: int | None) -> float:
+        curve = loss_curve(rule.rule, rule.weights, Runs(task, seeds), steps, told)
         return math.exp(float(log_ratios(curve, adam, TAIL).mean()))
 
-    entries = (ratio("default", None), ratio("default", steps), ratio("hand", steps))
-    return dict(zip(ENTRIES, entries, strict=True))
+    return {"without": ratio(None), "with": ratio(steps)}
 
 
 def measure(path: Path) -> None:
     """Every problem at every length."""
     torch.set_num_threads(1)
-    rules = {"default": load_bundled("default"), "hand": controls()["hand"]}
+    rule = load_bundled("default")
     jobs = [(key, steps, name) for key in LISTS for steps in LENGTHS for name in families(key)]
     found: dict[str, Any] = {key: {str(steps): {} for steps in LENGTHS} for key in LISTS}
     for key, steps, name in tqdm(jobs, desc="short runs"):
-        found[key][str(steps)][name] = ratios(name, families(key)[name], steps, rules)
-    write_json(path, {"weights_sha256": rules["default"].sha256, **found, **provenance()})
+        found[key][str(steps)][name] = ratios(name, families(key)[name], steps, rule)
+    write_json(path, {"weights_sha256": rule.sha256, **found, **provenance()})
 
 
 def mean(problems: Problems, key: str) -> float:
@@ -86,7 +81,7 @@ def mean(problems: Problems, key: str) -> float:
 
 
 def show(content: Mapping[str, Any]) -> None:
-    """A line for each problem, a column for each length: not told, told, and the hand rule told."""
+    """A line for each problem, a pair of columns for each length: not told and told."""
     for key, label in LISTS.items():
         lengths = content[key]
         head = f"{label}: final loss / tuned Adam"
@@ -103,26 +98,23 @@ def _line(name: str, row: Sequence[Mapping[str, float]]) -> None:
 
 
 def draw(content: Mapping[str, Any], path: Path) -> None:
-    """Each problem's ratio by the length of the run; the hand rule's mean where it is told."""
+    """Each problem's ratio by the length of the run, and their mean."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = [("lengths", "without"), ("lengths", "with"), ("fine_tuning", "with")]
+    shown = [(key, entry) for key in LISTS for entry in ENTRIES]
     with pyplot.rc_context(STYLE):
-        figure, panels = pyplot.subplots(1, len(shown), sharey=True, figsize=(13.0, 3.6))
+        figure, panels = pyplot.subplots(1, len(shown), sharey=True, figsize=(15.0, 3.6))
         for axes, (key, entry) in zip(panels, shown, strict=True):
             lengths = {int(n): problems for n, problems in content[key].items()}
             for name in next(iter(lengths.values())):
                 line = [problems[name][entry] for problems in lengths.values()]
                 axes.plot([*lengths], line, color=colour("learned"), alpha=0.3, linewidth=1.0)
                 axes.annotate(name, (max(lengths), line[-1]), fontsize=6, va="center")
-            for each, style in {"hand": "--", entry: "o-"}.items():
-                if entry == "with" or each == entry:
-                    means = [mean(problems, each) for problems in lengths.values()]
-                    label = "hand rule" if each == "hand" else "default"
-                    axes.plot([*lengths], means, style, color=colour("learned"), label=label)
+            means = [mean(problems, entry) for problems in lengths.values()]
+            axes.plot([*lengths], means, "o-", color=colour("learned"), label="default")
             axes.axhline(1.0, color=colour("adam"), linewidth=1.0, label="tuned Adam")
             title = f"{LISTS[key]}, total_steps {ENTRIES[entry]}"
             axes.set(xscale="log", yscale="log", title=title, xlabel="steps")

@@ -246,6 +246,35 @@ def test_a_gradient_that_is_large_and_turns_back_halves_the_pace_at_once(size, b
     assert (paces[-1] < paces[-2] - 0.9) == brakes
 
 
+@pytest.mark.parametrize(
+    ("total_steps", "at", "cosine", "share"),
+    [
+        (20, 2, 0.0, 1.0),
+        (100, 10, 0.0, 1.0),
+        (150, 3, 0.0, math.log2(200 / 150)),
+        (100, 11, 0.0, 0.0),  # no longer among the first
+        (100, 3, 1.0, 0.0),  # grown, but along the momentum
+        (200, 3, 0.0, 0.0),
+        (5000, 3, 0.0, 0.0),
+        (None, 3, 0.0, 0.0),
+    ],
+)
+def test_a_short_run_brakes_where_its_first_gradients_grow_without_agreeing(
+    total_steps, at, cosine, share
+):
+    param = nn.Parameter(torch.ones(12))
+    optimizer = make([param], loaded(RULE), total_steps=total_steps)
+    usual, other = torch.zeros(2, 12)
+    usual[:6], other[6:] = 1.0, 1.0
+    paces = []
+    for k in range(1, at + 1):
+        param.grad = usual if k < at else 3 * (cosine * usual + (1 - cosine) * other)
+        optimizer.step()
+        paces.append(optimizer.state[param]["gauge"][1].item())
+    fall = paces[-2] - paces[-1]
+    assert fall == pytest.approx(share * HAND["brake"][0], abs=1e-5) if share else fall <= 0
+
+
 def test_no_noiseless_quadratic_runs_away():
     """Feedback alone let one in ten rise to ten times its start, and more, on the way."""
     task = Quadratic().sample(torch.Generator())

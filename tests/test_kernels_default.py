@@ -151,6 +151,22 @@ def test_the_controller_equals_the_rules_at_all_times(level, units, step, total_
     assert_alike(case, case.found(step, total_steps), case.expected(step, total_steps))
 
 
+@pytest.mark.parametrize("step", [2, 10, 11])
+@pytest.mark.parametrize("total_steps", [None, 40, 150, 300])
+def test_the_brake_of_first_steps_equals_the_rules(level, step, total_steps):
+    case = Case(Default(hidden=0, controller=0), shapes=((6, 4), (9,), (65,)))
+    # Squares before of a tenth, a half and all of what the last step's would have come to.
+    shares = case.layout.spread(torch.tensor([[0.1, 0.5, 1.0]]))
+    before = case.coords.grad.square() * (1 - 0.97 ** (step - 1))
+    case.state["moments"][..., 1, :] = before * shares
+    found, expected = case.found(step, total_steps), case.expected(step, total_steps)
+    assert_alike(case, found, expected)
+    paces = expected[2]["gauge"][..., 1, :]
+    brakes = total_steps in (40, 150) and step <= 10
+    assert bool((paces[..., 0] < -0.2).any()) == brakes
+    assert not bool((paces[..., 1:] < -0.2).any())
+
+
 def test_more_tensors_than_a_tile_has_lanes():
     case = Case(Default(), shapes=((3, 2), (5,)) * 35)
     assert_alike(case, case.found(30), case.expected(30))

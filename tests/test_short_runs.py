@@ -34,7 +34,7 @@ def test_short_runs_are_measured_averaged_shown_and_drawn(tmp_path, monkeypatch,
     assert "geometric mean" in capsys.readouterr().out
     table = table_of(content)
     assert "5 steps" in table
-    assert "fine-tuning, `total_steps` told, hand rule" in table
+    assert "fine-tuning, `total_steps` told" in table
     short_runs.draw(content, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
 

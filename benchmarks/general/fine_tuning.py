@@ -88,6 +88,7 @@ class SeenTask(Task):
 
 
 @functools.lru_cache(maxsize=32)
+@torch.enable_grad()
 def pretrained(task: SeenTask, steps: int) -> Params:
     """Parameters after `steps` of AdamW from a fixed seed; the same tensors at every call."""
     generator = torch.Generator().manual_seed(0)

@@ -9,7 +9,10 @@ added to its logarithm). Followed to the letter that is greedy, and amid noise i
 (Wu et al., "Understanding short-horizon bias", ICLR 2018). Hence an aim below zero with a band
 around it, in which the schedule has the last word; and the pace changes slowly at first, when all
 gradients agree, and towards the end of a known horizon, when a change no longer pays. Slow as that
-is, a pace that has risen too far is noticed late: so there is a brake that takes effect at once.
+is, a pace that has risen too far is noticed late: so there is a brake that takes effect at once. In
+a short run that was told so it comes sooner: first steps that undo what a network knew, or that a
+network of sines does not bear, show in gradients that grow while they do not agree, and there is no
+time to make them good.
 """
 
 from __future__ import annotations
@@ -32,6 +35,10 @@ SETTLED = 100.0  # steps until the pace changes at its full rate
 # Steps run away where a gradient points against the momentum, the cosine below this, and its mean
 # square is so many times the running mean.
 AGAINST, LARGE = -0.5, 9.0
+# The same within the first steps of a run that was told fewer steps than `SHORT_RUN`; wholly up to
+# half of that. In longer runs it costs what can be fitted to nothing more than it gives.
+SHORT_RUN, FIRST = 200.0, 10.0
+FIRST_AGAINST, FIRST_LARGE = 0.1, 6.0
 
 
 class Feedback(NamedTuple):
@@ -64,10 +71,28 @@ def runs_away(means: Mapping[str, Tensor], mean_v: Tensor) -> Tensor:
     return (agreement(means) < AGAINST) & (means["g2"] > LARGE * mean_v)
 
 
+def starts_wrongly(
+    means: Mapping[str, Tensor], v_before: Tensor, step: Tensor, total_steps: Tensor
+) -> Tensor:
+    """The share of the brake that first steps of a short run call for, in [0, 1]; see `FIRST`.
+
+    Args:
+        means: see `agreement`.
+        v_before: running mean of the squares before this gradient. That with it is at least a
+            t-th of the gradient's own at step t, so for long it would not show what has grown.
+        step: number of the step.
+        total_steps: the horizon.
+    """
+    grown = (agreement(means) < FIRST_AGAINST) & (means["g2"] > FIRST_LARGE * v_before)
+    share = (SHORT_RUN / total_steps).log2().clamp(0, 1)
+    return share * (grown & (step <= FIRST))
+
+
 def feedback(
     before: Feedback,
     means: Mapping[str, Tensor],
     mean_v: Tensor,
+    v_before: Tensor,
     more_aim: Tensor,
     facts: dict[str, Tensor],
     clock: Clock,
@@ -79,6 +104,7 @@ def feedback(
         before: the same of the step before.
         means: see `agreement`.
         mean_v: running mean of the gradients' squares, over the coordinates.
+        v_before: that of the step before.
         more_aim: added to the constant `aim`.
         facts: of the tensors.
         clock: the time.
@@ -92,7 +118,11 @@ def feedback(
     off, band = mean - aim - more_aim, constant(weights, "log_band").exp()
     beyond = off - torch.minimum(torch.maximum(off, -band), band)
     rate = by_kind(constant(weights, "log_rate"), facts).exp() * settled
-    moved = torch.where(runs_away(means, mean_v), -constant(weights, "brake"), rate * beyond)
+    moved, brake = rate * beyond, constant(weights, "brake")
+    if clock.total_steps is not None:
+        share = starts_wrongly(means, v_before, clock.step, clock.total_steps)
+        moved = torch.where(share > 0, -share * brake, moved)
+    moved = torch.where(runs_away(means, mean_v), -brake, moved)
     pace = (before.pace + moved).clamp(SLOWEST, FASTEST)
     # A gradient or a momentum of zero says nothing.
     speaks = (means["g2"] > 0) & (means["m2"] > 0)

@@ -31,6 +31,7 @@ constexpr float LONG = 1000.0f, LONG_POWER = 0.5f;
 constexpr float RISING = 0.1f, SHORT = 300.0f, SHORTEST = 5.0f;
 constexpr float SLOWEST = -4.0f, FASTEST = 2.5f, SMOOTH = 10.0f, SETTLED = 100.0f;
 constexpr float AGAINST = -0.5f, LARGE = 9.0f;
+constexpr float SHORT_RUN = 200.0f, FIRST = 10.0f, FIRST_AGAINST = 0.1f, FIRST_LARGE = 6.0f;
 
 // Floats of the controller in the caller's flat weights, behind those of the hand rule.
 inline long controller_weights(int units) {
@@ -167,7 +168,7 @@ inline void advise(int units, const float* packed, const float* head, const Cont
 
 // What is the same with and without a controller, before it and after it.
 struct Scales {
-  vf mean_v, scale, rms, correct1, correct2;
+  vf mean_v, v_before, scale, rms, correct1, correct2;
 };
 
 INLINE Scales read_scales(const Hand& hand, const Means& means, const Facts& facts,
@@ -179,6 +180,7 @@ INLINE Scales read_scales(const Hand& hand, const Means& means, const Facts& fac
   vf left2 = exp2_clamped(time.step * (float)log2((double)beta2));
   s.correct1 = 1.0f / vmax(set1(1e-6f), 1.0f - left1);
   s.correct2 = 1.0f / vmax(set1(1e-6f), 1.0f - left2);
+  s.v_before = means.v / vmax(set1(1e-6f), 1.0f - left2 * (1.0f / beta2));
   s.mean_v = (beta2 * means.v + (1.0f - beta2) * means.g2) * s.correct2;
   s.rms = vroot(means.theta2 + TINY);
   vf floor = vexp(by_kind(facts, hand.log_floor)) * reciprocal_root(facts.fan_in);
@@ -189,7 +191,7 @@ INLINE Scales read_scales(const Hand& hand, const Means& means, const Facts& fac
 
 // Pace and mean agreement, rows of TV, from those of the step before; returns the pace.
 INLINE vf feed_back(const Hand& hand, const Means& means, const Facts& facts, const Time& time,
-                    vf mean_v, vf more_aim, float* pace, float* agreed) {
+                    const Scales& s, vf more_aim, float* pace, float* agreed) {
   const vf zero = {}, one = set1(1.0f), band = set1(expf(hand.log_band));
   vf before = load(pace), mean = load(agreed), cosine = agreement(means);
   mean += (cosine - mean) * (1 / SMOOTH);
@@ -197,8 +199,14 @@ INLINE vf feed_back(const Hand& hand, const Means& means, const Facts& facts, co
   if (time.known) settled *= vmax(one - time.step / time.total, zero);
   vf off = mean - 0.1f * hand.aim[time.known ? 1 : 0] - AIM * tanh(more_aim);
   vf beyond = off - vmin(vmax(off, -band), band);
-  const auto away = (cosine < set1(AGAINST)) & (means.g2 > LARGE * mean_v);
+  const auto away = (cosine < set1(AGAINST)) & (means.g2 > LARGE * s.mean_v);
   vf change = vexp(by_kind(facts, hand.log_rate)) * settled * beyond;
+  if (time.known) {
+    vf share = clamp(log_normal(SHORT_RUN / time.total) * LOG2_E, 0, 1);
+    const auto wrong = (cosine < set1(FIRST_AGAINST)) & (means.g2 > FIRST_LARGE * s.v_before) &
+                       (time.step <= set1(FIRST)) & (share > zero);
+    change = wrong ? -hand.brake * share : change;
+  }
   vf moved = before + (away ? set1(-hand.brake) : change);
   moved = clamp(moved, SLOWEST, FASTEST);
   // A gradient or a momentum of zero says nothing.
@@ -213,7 +221,8 @@ INLINE void write_signals(const Hand& hand, const Means& means, const Facts& fac
                           const Time& time, const Scales& s, const float* advice, float* gauge,
                           float* to) {
   vf schedule = hand_schedule(hand, time);
-  vf paced = feed_back(hand, means, facts, time, s.mean_v, load(advice + 2 * TV), gauge + TV, gauge + 2 * TV);
+  vf paced =
+      feed_back(hand, means, facts, time, s, load(advice + 2 * TV), gauge + TV, gauge + 2 * TV);
   vf length = vexp(by_kind(facts, hand.log_step)) * schedule * s.scale;
   vf per_root = reciprocal_root(vmax(set1(TINY), s.mean_v));
   per_root *= 1.0f - facts.has_basis * (1.0f - 1.0f / SEEN_DEAD);
