@@ -97,6 +97,16 @@ def _line(name: str, row: Sequence[Mapping[str, float]]) -> None:
     print(f"{name:46}" + "".join(f"{cell:>18}" for cell in cells))
 
 
+def apart(values: Mapping[str, float], factor: float = 1.17) -> dict[str, float]:
+    """Where labels of these values stand on a logarithmic axis so that none covers another."""
+    places: dict[str, float] = {}
+    least = 0.0
+    for name in sorted(values, key=values.__getitem__):
+        places[name] = max(values[name], least)
+        least = places[name] * factor
+    return places
+
+
 def draw(content: Mapping[str, Any], path: Path) -> None:
     """Each problem's ratio by the length of the run, and their mean."""
     import matplotlib
@@ -109,10 +119,12 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
         figure, panels = pyplot.subplots(1, len(shown), sharey=True, figsize=(15.0, 3.6))
         for axes, (key, entry) in zip(panels, shown, strict=True):
             lengths = {int(n): problems for n, problems in content[key].items()}
-            for name in next(iter(lengths.values())):
-                line = [problems[name][entry] for problems in lengths.values()]
+            names = next(iter(lengths.values()))
+            lines = {name: [p[name][entry] for p in lengths.values()] for name in names}
+            places = apart({name: line[-1] for name, line in lines.items()})
+            for name, line in lines.items():
                 axes.plot([*lengths], line, color=colour("learned"), alpha=0.3, linewidth=1.0)
-                axes.annotate(name, (max(lengths), line[-1]), fontsize=6, va="center")
+                axes.annotate(name, (max(lengths) * 1.08, places[name]), fontsize=6, va="center")
             means = [mean(problems, entry) for problems in lengths.values()]
             axes.plot([*lengths], means, "o-", color=colour("learned"), label="default")
             axes.axhline(1.0, color=colour("adam"), linewidth=1.0, label="tuned Adam")
@@ -121,7 +133,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
             axes.set_xticks([*lengths], [str(n) for n in lengths])
             axes.minorticks_off()
         panels[0].set_ylabel("final loss / tuned Adam's")
-        panels[-1].legend(frameon=False, fontsize=7)
+        panels[-1].legend(frameon=False, fontsize=7, loc="lower left")
         figure.tight_layout()
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Software": None})

@@ -44,6 +44,11 @@ def test_the_mean_is_geometric():
     assert short_runs.mean(problems, "with") == pytest.approx(2.0)
 
 
+def test_labels_keep_their_order_and_a_distance():
+    places = short_runs.apart({"a": 1.01, "b": 1.0, "c": 5.0}, factor=1.5)
+    assert places == {"b": 1.0, "a": 1.5, "c": 5.0}
+
+
 def test_what_is_no_number_counts_as_the_worst():
     ends = torch.tensor([math.nan, math.inf, 0.0, 2.0])
     curve = torch.stack((torch.zeros(4), ends))
