@@ -80,6 +80,16 @@ def test_the_training_before_is_the_same_at_every_call_and_in_every_process():
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
+def test_the_training_before_does_not_need_its_caller_to_record_gradients():
+    task = sample(FineTuning(IMAGES, "whole", "turned", 5))
+    pretrained.cache_clear()
+    with torch.no_grad():
+        within, _ = task.init(draw())
+    pretrained.cache_clear()
+    outside, _ = task.init(draw())
+    assert all(torch.equal(within[key], outside[key]) for key in outside)
+
+
 @pytest.mark.parametrize(("view", "expected"), [("inverted", 1.0), ("turned", 0.0)])
 def test_images_are_seen_otherwise_and_labels_stay(view, expected):
     task = IMAGES.sample(draw())
