@@ -185,7 +185,6 @@ class Default(UpdateRule):
         beta1, beta2 = (constant(weights, f"logit_beta{k}").sigmoid() for k in (1, 2))
         # The bound matters to no useful beta; it keeps those that round to 1 finite.
         correct1, correct2 = (1 / (1 - b**clock.step).clamp_min(1e-6) for b in (beta1, beta2))
-        v_before = means["v"] / (1 - beta2 ** (clock.step - 1)).clamp_min(1e-6)
         mean_v = (beta2 * means["v"] + (1 - beta2) * means["g2"]) * correct2
         rms = (means["theta2"] + tiny(sums)).sqrt()
         scale = torch.maximum(rms, floor(known, weights))
@@ -202,7 +201,7 @@ class Default(UpdateRule):
             advice = affine(weights["tensor.head.w"], h, weights["tensor.head.b"])
         louder, more_blend, more_aim, say0, say1 = advice.unbind(-2)
         more_aim = AIM * more_aim.tanh()
-        heard = feedback(before, means, mean_v, v_before, more_aim, known, clock, weights)
+        heard = feedback(before, means, mean_v, beta2, more_aim, known, clock, weights)
         new_state["gauge"] = torch.stack(torch.broadcast_tensors(origin, *heard), dim=-2)
         length = hand_length(known, hand_schedule(clock, weights), weights) * scale
         # One over a root, and that squared, where one over mean_v or its power -1.5 in the

@@ -72,17 +72,19 @@ def runs_away(means: Mapping[str, Tensor], mean_v: Tensor) -> Tensor:
 
 
 def starts_wrongly(
-    means: Mapping[str, Tensor], v_before: Tensor, step: Tensor, total_steps: Tensor
+    means: Mapping[str, Tensor], beta2: Tensor, step: Tensor, total_steps: Tensor
 ) -> Tensor:
     """The share of the brake that first steps of a short run call for, in [0, 1]; see `FIRST`.
 
     Args:
-        means: see `agreement`.
-        v_before: running mean of the squares before this gradient. That with it is at least a
-            t-th of the gradient's own at step t, so for long it would not show what has grown.
+        means: see `agreement`; and `v`, the running mean of squares as it is stored.
+        beta2: its decay.
         step: number of the step.
         total_steps: the horizon.
     """
+    # The mean before this gradient: that with it is at least a t-th of the gradient's own at step
+    # t, so for long it would not show what has grown.
+    v_before = means["v"] / (1 - beta2 ** (step - 1)).clamp_min(1e-6)
     grown = (agreement(means) < FIRST_AGAINST) & (means["g2"] > FIRST_LARGE * v_before)
     share = (SHORT_RUN / total_steps).log2().clamp(0, 1)
     return share * (grown & (step <= FIRST))
@@ -92,7 +94,7 @@ def feedback(
     before: Feedback,
     means: Mapping[str, Tensor],
     mean_v: Tensor,
-    v_before: Tensor,
+    beta2: Tensor,
     more_aim: Tensor,
     facts: dict[str, Tensor],
     clock: Clock,
@@ -102,9 +104,9 @@ def feedback(
 
     Args:
         before: the same of the step before.
-        means: see `agreement`.
+        means: see `agreement` and `starts_wrongly`.
         mean_v: running mean of the gradients' squares, over the coordinates.
-        v_before: that of the step before.
+        beta2: decay of the squares.
         more_aim: added to the constant `aim`.
         facts: of the tensors.
         clock: the time.
@@ -120,7 +122,7 @@ def feedback(
     rate = by_kind(constant(weights, "log_rate"), facts).exp() * settled
     moved, brake = rate * beyond, constant(weights, "brake")
     if clock.total_steps is not None:
-        share = starts_wrongly(means, v_before, clock.step, clock.total_steps)
+        share = starts_wrongly(means, beta2, clock.step, clock.total_steps)
         moved = torch.where(share > 0, -share * brake, moved)
     moved = torch.where(runs_away(means, mean_v), -brake, moved)
     pace = (before.pace + moved).clamp(SLOWEST, FASTEST)
