@@ -8,8 +8,8 @@ the networks that `benchmarks.generalization --split fine_tuning` goes on with. 
 against the best of 15 Adam rates, chosen for each problem and length on these very runs. Final
 loss: the mean over the last tenth. Ratios are geometric means, each run's clipped to [0.1, 10]
 after adding 1e-5 of the loss at the start to both. What `default` does in short runs was chosen on
-draws of the training families and the digits of the demo, not on these; but that trained networks
-should be among those draws was concluded from three of the networks here.
+draws of the training families and the digits of the demo, not on these; but that trained and deep
+networks should be among those draws was concluded from three and from two of the problems here.
 Writes results/short_runs.json and .png.
 """
 
