@@ -93,6 +93,7 @@ def variants() -> dict[str, Recipe]:
         "no coordinate level": replace(whole, rule=Default(hidden=0)),
         "no controller": replace(whole, rule=Default(controller=0)),
         "no matrix stage": replace(whole, rule=Default(matrix=False)),
+        "no bases": replace(whole, rule=Default(basis=False)),
         "never told the horizon": replace(whole, estimator=untold),
         "fan-in scale, not RMS": whole,
         "no feedback": whole,

@@ -6,12 +6,14 @@
 
 Each draw of the families of `pretrained/default/recipe.toml` is trained by `default` as it ships
 and by `VARIANTS` of it, two runs each on the same minibatches: without bases (small matrices
-orthogonalised like large ones), with neither bases nor orthogonalisation, and with other second
-decays. The figure for each draw is the mean log(final loss / that of `default` as it ships),
-clipped to a factor of 10, so that above 0 a variant is worse. A problem counts as noisy where
-`default` as it ships leaves a tenth of the loss at the start or more. Every other round of the
-families is told the horizon. These are the families that the choice was made on; what it did on
-problems that nothing was chosen by is in `benchmarks.generalization`.
+orthogonalised like large ones), with bases for other matrices, with neither bases nor
+orthogonalisation, and with other second decays. So are draws of regressions of few inputs, whose
+first layers are what tall matrices have bases for. The figure for each draw is the mean log(final
+loss / that of `default` as it ships), clipped to a factor of 10, so that above 0 a variant is
+worse. A problem counts as noisy where `default` as it ships leaves a tenth of the loss at the start
+or more. Every other round of the families is told the horizon. These are the families that the
+choice was made on; what it did on problems that nothing was chosen by is in
+`benchmarks.generalization`.
 Writes results/default_bases.json and .png.
 """
 
@@ -34,6 +36,8 @@ from benchmarks.paper import report
 from benchmarks.plotting import panels
 from benchmarks.results import provenance, write_json
 from benchmarks.statistics import summary
+from learned_optim import bases
+from learned_optim.matrices import as_matrix
 from learned_optim.meta_training.baseline import loss_curve, tail_mean
 from learned_optim.meta_training.recipe import TaskEntry
 from learned_optim.meta_training.recipe_file import read_recipe
@@ -42,12 +46,37 @@ from learned_optim.meta_training.truncation import LogUniform
 from learned_optim.meta_training.unroll import Runs
 from learned_optim.rules import Default
 from learned_optim.rules.hand import HAND_SCALE, hand_weights
+from learned_optim.tasks import FiniteRegression
 from learned_optim.weights import digest
 
 ROUNDS, RUNS, TAIL = 4, 2, 0.1
 STEPS = LogUniform(250, 1000)
 NOISY = 0.1  # of the loss at the start
 SHIPPED = "as it ships"
+FEW_INPUTS = TaskEntry(FiniteRegression(inputs=(4, 6, 8, 10)))
+FEW = 6  # draws of it in each round
+
+
+@dataclass(frozen=True)
+class Uneven(Default):
+    """`default` with other uneven matrices in bases than those for which `bases.pays`.
+
+    Args:
+        tall: whether those of more rows than columns are, from two columns on.
+        wide: whether those of more columns than rows are.
+    """
+
+    tall: bool = False
+    wide: bool = False
+
+    def has_basis(self, shape: tuple[int, ...]) -> bool:
+        """See `Default`."""
+        if not self.basis or not self._is_matrix(shape):
+            return False
+        rows, columns = as_matrix(shape)
+        short, long = sorted((rows, columns))
+        even = long <= bases.MOST_UNEVEN * short
+        return long <= bases.LONGEST and (even or (self.tall if rows > columns else self.wide))
 
 
 @dataclass(frozen=True)
@@ -73,6 +102,8 @@ def _of(*, second_decay: float | None = None, **changes: bool) -> Variant:
 VARIANTS: dict[str, Variant] = {
     SHIPPED: _of(),
     "no bases": _of(basis=False),
+    "for even matrices only": Variant(Uneven(hidden=0, controller=0)),
+    "for every small matrix": Variant(Uneven(hidden=0, controller=0, tall=True, wide=True)),
     "no matrix stage": _of(matrix=False),
     "second decay 0.99": _of(second_decay=0.99),
     "the same, no bases": _of(second_decay=0.99, basis=False),
@@ -106,7 +137,7 @@ def examine(entry: TaskEntry, index: int, steps: LogUniform, *, told: bool) -> d
 
 def measure(path: Path, rounds: int = ROUNDS, steps: LogUniform = STEPS) -> None:
     """Run the draws that `path` lacks, and write after each; anew if the constants have changed."""
-    entries = read_recipe(RECIPE).tasks
+    entries = [*read_recipe(RECIPE).tasks, *[FEW_INPUTS] * FEW]
     saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     made_with = {"weights_sha256": digest(hand_weights()), "variants": [*VARIANTS]}
     draws: list[dict[str, Any]] = saved["draws"] if made_with.items() <= saved.items() else []
@@ -117,11 +148,14 @@ def measure(path: Path, rounds: int = ROUNDS, steps: LogUniform = STEPS) -> None
 
 
 def kinds(draws: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """All of them, and apart what can be fitted and what is noise."""
+    """Those of the recipe, and apart what can be fitted and what is noise; those of few inputs."""
+    few = [draw for draw in draws if draw["family"] == FEW_INPUTS.label]
+    others = [draw for draw in draws if draw["family"] != FEW_INPUTS.label]
     return {
-        "all": draws,
-        "can be fitted": [draw for draw in draws if draw["left"] < NOISY],
-        "noisy": [draw for draw in draws if draw["left"] >= NOISY],
+        "all": others,
+        "can be fitted": [draw for draw in others if draw["left"] < NOISY],
+        "noisy": [draw for draw in others if draw["left"] >= NOISY],
+        "few inputs": few,
     }
 
 
@@ -142,7 +176,7 @@ def show(content: Mapping[str, Any]) -> None:
                 facts = summary(column(draws, variant))
                 low, high = facts["interval_95"]
                 print(
-                    f"  {variant:20}{facts['mean']:+.3f} ({low:+.3f} to {high:+.3f})"
+                    f"  {variant:24}{facts['mean']:+.3f} ({low:+.3f} to {high:+.3f})"
                     f"  median {facts['median']:+.3f}"
                 )
 
@@ -150,16 +184,20 @@ def show(content: Mapping[str, Any]) -> None:
 def draw(content: Mapping[str, Any], path: Path) -> None:
     """A dot a draw for each variant; the bar is the mean, the line the median."""
     names = [*VARIANTS][1:]
-    with panels(path, 2, (9.0, 3.4)) as both:
-        groups = by_horizon(content["draws"]).items()
-        for axes, (title, draws) in zip(both, groups, strict=True):
+    groups = {
+        f"{kind}, {title}": kinds(told)[key]
+        for key, kind in (("all", "training families"), ("few inputs", "few inputs"))
+        for title, told in by_horizon(content["draws"]).items()
+    }
+    with panels(path, len(groups), (13.0, 3.6)) as all_axes:
+        for axes, (title, draws) in zip(all_axes, groups.items(), strict=True):
             axes.axvline(0, color="0.6", linewidth=0.8)
-            for place, name in enumerate(names):
+            for place, name in enumerate(names if draws else ()):
                 draw_axis(axes, place, column(draws, name))
-            axes.set_yticks(range(len(names)), names)
+            axes.set_yticks(range(len(names)), names if axes is all_axes[0] else [""] * len(names))
             axes.invert_yaxis()
-            axes.set_title(f"{title}, {len(draws)} problems")
-            axes.set_xlabel("log(final loss / as it ships): right of 0 is worse")
+            axes.set_title(f"{title}:\n{len(draws)} problems", fontsize="medium")
+            axes.set_xlabel("log(loss / as it ships)")
 
 
 def main() -> None:

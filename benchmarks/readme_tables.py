@@ -227,7 +227,7 @@ def bases(content: Mapping[str, Any]) -> str:
         for variant in content["variants"][1:]
     ]
     header = [f"`default`, {len(content['draws'])} draws: log of final loss over that as it ships"]
-    names = ("all", "can be fitted", "noisy")
+    names = [*kinds([])]
     told = [f"`total_steps` told: {name}" for name in names]
     return markdown([*header, *names, *told], rows)
 

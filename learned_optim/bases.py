@@ -19,8 +19,10 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-# Rows or columns, and the longer side over the shorter, from where on `pays` says no.
+# Rows or columns, and the longer side over the shorter, from where on `pays` says no; but for
+# matrices with at least so few columns and more rows.
 LONGEST, MOST_UNEVEN = 128, 5
+FEWEST = 4
 PERIOD = 2  # steps between two turns
 MEMORY = 30.0  # turns that a covariance is averaged over
 FIRM = 64  # steps after which bases are made orthonormal again: rounding adds up over their turns
@@ -62,11 +64,13 @@ class Turn(NamedTuple):
 def pays(rows: int, columns: int) -> bool:
     """Whether matrices of this shape should have bases.
 
-    A basis costs memory and time like a square matrix of its side. In larger and in more uneven
-    matrices orthogonalised steps (`matrices`) are as good or better (DESIGN.md).
+    A basis costs memory and time like a square matrix of its side. In larger matrices and in more
+    uneven ones orthogonalised steps (`matrices`) are as good or better, but for the layers behind
+    few inputs (DESIGN.md).
     """
     short, long = sorted((rows, columns))
-    return short > 1 and long <= min(MOST_UNEVEN * short, LONGEST)
+    even = short > 1 and long <= MOST_UNEVEN * short
+    return long <= LONGEST and (even or FEWEST <= columns <= rows)
 
 
 def shapes(rows: int, columns: int) -> dict[str, tuple[int, ...]]:

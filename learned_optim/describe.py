@@ -72,8 +72,11 @@ def _bases(rule: UpdateRule) -> str:
         return ""
     # Two float32 squares, over a matrix as even and as uneven as has them.
     least, most = (round(4 * (ratio + 1 / ratio)) for ratio in (1, bases.MOST_UNEVEN))
-    size = f"{square[0]} x {square[1]}"
-    return f"; {least} to {most} more per parameter of matrices of up to {size}"
+    size, largest = f"{square[0]} x {square[1]}", 8 * bases.LONGEST**2 // 1000
+    return (
+        f"; {least} to {most} more per parameter of matrices of up to {size}, and for those of few "
+        f"inputs more, at most {largest} kB a matrix"
+    )
 
 
 def _step(cost: StepCost) -> str:

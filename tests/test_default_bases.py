@@ -24,10 +24,24 @@ def test_the_first_variant_is_what_ships_and_each_other_differs():
     assert torch.tensor(decay / HAND_SCALE * HAND_SCALE).sigmoid().isclose(torch.tensor(0.95))
 
 
+def test_variants_have_bases_for_other_uneven_matrices():
+    even, wide = (
+        default_bases.VARIANTS[name].rule
+        for name in ("for even matrices only", "for every small matrix")
+    )
+    shipped = default_bases.VARIANTS[default_bases.SHIPPED].rule
+    shapes = ((20, 20), (64, 4), (4, 64), (64, 2), (200, 200))
+    found = {rule: [rule.has_basis(shape) for shape in shapes] for rule in (even, wide, shipped)}
+    assert found[even] == [True, False, False, False, False]
+    assert found[shipped] == [True, True, False, False, False]
+    assert found[wide] == [True, True, True, True, False]
+
+
 def test_draws_are_kept_and_split_by_what_is_left_of_the_loss(tmp_path, monkeypatch):
     tasks = read_recipe(default_bases.RECIPE).tasks[:1]
     recipe = replace(read_recipe(default_bases.RECIPE), tasks=tasks)
     monkeypatch.setattr(default_bases, "read_recipe", lambda _: recipe)
+    monkeypatch.setattr(default_bases, "FEW", 0)
     path = tmp_path / "default_bases.json"
     default_bases.measure(path, rounds=2, steps=LogUniform(10, 20))
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -38,7 +52,10 @@ def test_draws_are_kept_and_split_by_what_is_left_of_the_loss(tmp_path, monkeypa
     monkeypatch.setattr(default_bases, "examine", None)  # nothing is run twice
     default_bases.measure(path, rounds=2, steps=LogUniform(10, 20))
     split = default_bases.kinds([first | {"left": 0.5}, first | {"left": 0.01}])
-    assert [len(draws) for draws in split.values()] == [2, 1, 1]
+    assert [len(draws) for draws in split.values()] == [2, 1, 1, 0]
+    few = first | {"family": default_bases.FEW_INPUTS.label}
+    assert [len(draws) for draws in default_bases.kinds([few, second]).values()][::3] == [1, 1]
+    content["draws"] += [few, few | {"told": True}]
     default_bases.draw(content, tmp_path / "default_bases.png")
     assert (tmp_path / "default_bases.png").is_file()
     default_bases.show(content)

@@ -8,6 +8,7 @@ from learned_optim.tasks.base import Task as Task
 from learned_optim.tasks.base import TaskFamily as TaskFamily
 from learned_optim.tasks.cifar_conv import CifarConv as CifarConv
 from learned_optim.tasks.cnn import CNN as CNN
+from learned_optim.tasks.finite_regression import FiniteRegression as FiniteRegression
 from learned_optim.tasks.ill_conditioned_quadratic import (
     IllConditionedQuadratic as IllConditionedQuadratic,
 )
@@ -42,6 +43,7 @@ TASK_FAMILIES: dict[str, type[TaskFamily]] = {
         MLPClassification,
         MnistMLP,
         TeacherStudent,
+        FiniteRegression,
         RawRegression,
         Autoencoder,
         VAE,

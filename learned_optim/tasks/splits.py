@@ -123,6 +123,7 @@ META_TRAIN: dict[str, TaskFamily] = {
         dataset="mnist", width=(16, 32), depth=(1, 2), batch_size=(16, 32, 64)
     ),
     "teacher_student": tasks.TeacherStudent(),
+    "finite_regression": tasks.FiniteRegression(),
     "autoencoder": tasks.Autoencoder(),
     "cnn": tasks.CNN(),
     "cnn_mnist": tasks.CNN(dataset="mnist", pool=2, width=4, depth=2, batch_size=16),
