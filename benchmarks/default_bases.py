@@ -21,10 +21,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -37,7 +38,6 @@ from benchmarks.plotting import panels
 from benchmarks.results import provenance, write_json
 from benchmarks.statistics import summary
 from learned_optim import bases
-from learned_optim.matrices import as_matrix
 from learned_optim.meta_training.baseline import loss_curve, tail_mean
 from learned_optim.meta_training.recipe import TaskEntry
 from learned_optim.meta_training.recipe_file import read_recipe
@@ -57,26 +57,16 @@ FEW_INPUTS = TaskEntry(FiniteRegression(inputs=(4, 6, 8, 10)))
 FEW = 6  # draws of it in each round
 
 
-@dataclass(frozen=True)
-class Uneven(Default):
-    """`default` with other uneven matrices in bases than those for which `bases.pays`.
+def even(rows: int, columns: int) -> bool:
+    """`bases.pays` without the tall ones."""
+    short, long = sorted((rows, columns))
+    return short > 1 and long <= min(bases.MOST_UNEVEN * short, bases.LONGEST)
 
-    Args:
-        tall: whether those of more rows than columns are, from two columns on.
-        wide: whether those of more columns than rows are.
-    """
 
-    tall: bool = False
-    wide: bool = False
-
-    def has_basis(self, shape: tuple[int, ...]) -> bool:
-        """See `Default`."""
-        if not self.basis or not self._is_matrix(shape):
-            return False
-        rows, columns = as_matrix(shape)
-        short, long = sorted((rows, columns))
-        even = long <= bases.MOST_UNEVEN * short
-        return long <= bases.LONGEST and (even or (self.tall if rows > columns else self.wide))
+def small(rows: int, columns: int) -> bool:
+    """`bases.pays` with all tall and wide ones."""
+    short, long = sorted((rows, columns))
+    return short > 1 and long <= bases.LONGEST
 
 
 @dataclass(frozen=True)
@@ -86,10 +76,13 @@ class Variant:
     Attributes:
         rule: without the networks, which say nothing yet.
         constants: those of the hand rule that are replaced, before they are scaled.
+        pays: in the place of `bases.pays`; a rule of another class would be another rounding too,
+            as kernels know `Default` alone.
     """
 
     rule: Default
     constants: Mapping[str, float] = field(default_factory=dict)
+    pays: Callable[[int, int], bool] = bases.pays
 
 
 def _of(*, second_decay: float | None = None, **changes: bool) -> Variant:
@@ -102,8 +95,8 @@ def _of(*, second_decay: float | None = None, **changes: bool) -> Variant:
 VARIANTS: dict[str, Variant] = {
     SHIPPED: _of(),
     "no bases": _of(basis=False),
-    "for even matrices only": Variant(Uneven(hidden=0, controller=0)),
-    "for every small matrix": Variant(Uneven(hidden=0, controller=0, tall=True, wide=True)),
+    "for even matrices only": replace(_of(), pays=even),
+    "for every small matrix": replace(_of(), pays=small),
     "no matrix stage": _of(matrix=False),
     "second decay 0.99": _of(second_decay=0.99),
     "the same, no bases": _of(second_decay=0.99, basis=False),
@@ -114,7 +107,8 @@ VARIANTS: dict[str, Variant] = {
 def train(variant: Variant, runs: Runs, steps: int, told: int | None) -> Tensor:
     """Its losses, `(steps + 1, R)`."""
     changed = {f"hand.{k}": torch.tensor([v]) / HAND_SCALE for k, v in variant.constants.items()}
-    return loss_curve(variant.rule, hand_weights() | changed, runs, steps, told)
+    with patch.object(bases, "pays", variant.pays):
+        return loss_curve(variant.rule, hand_weights() | changed, runs, steps, told)
 
 
 def examine(entry: TaskEntry, index: int, steps: LogUniform, *, told: bool) -> dict[str, Any]:

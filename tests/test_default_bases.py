@@ -10,8 +10,10 @@ import torch
 from benchmarks import default_bases
 from learned_optim.meta_training.recipe_file import read_recipe
 from learned_optim.meta_training.truncation import LogUniform
+from learned_optim.meta_training.unroll import Runs
 from learned_optim.rules import Default
 from learned_optim.rules.hand import HAND_SCALE, hand_weights
+from learned_optim.tasks.finite_regression import FiniteRegressionTask
 
 
 def test_the_first_variant_is_what_ships_and_each_other_differs():
@@ -25,16 +27,18 @@ def test_the_first_variant_is_what_ships_and_each_other_differs():
 
 
 def test_variants_have_bases_for_other_uneven_matrices():
-    even, wide = (
-        default_bases.VARIANTS[name].rule
-        for name in ("for even matrices only", "for every small matrix")
-    )
-    shipped = default_bases.VARIANTS[default_bases.SHIPPED].rule
     shapes = ((20, 20), (64, 4), (4, 64), (64, 2), (200, 200))
-    found = {rule: [rule.has_basis(shape) for shape in shapes] for rule in (even, wide, shipped)}
-    assert found[even] == [True, False, False, False, False]
-    assert found[shipped] == [True, True, False, False, False]
-    assert found[wide] == [True, True, True, True, False]
+    names = (default_bases.SHIPPED, "for even matrices only", "for every small matrix")
+    shipped, even, every = (
+        [default_bases.VARIANTS[name].pays(*shape) for shape in shapes] for name in names
+    )
+    assert shipped == [True, True, False, False, False]
+    assert even == [True, False, False, False, False]
+    assert every == [True, True, True, True, False]
+    task = FiniteRegressionTask(4, 50, 1, 30, "relu", "he", 1.0, 0.3, 0.0, 8)
+    variants = [default_bases.VARIANTS[name] for name in names[:2]]
+    curves = [default_bases.train(variant, Runs(task, [0]), 4, None) for variant in variants]
+    assert not torch.equal(*curves)
 
 
 def test_draws_are_kept_and_split_by_what_is_left_of_the_loss(tmp_path, monkeypatch):
