@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from learned_optim.tasks import attention, nets, text
 from learned_optim.tasks.datasets import DATA_VARIABLE, DataUnavailable
+from learned_optim.tasks.finite_regression import FiniteRegressionTask
 from learned_optim.tasks.ill_conditioned_quadratic import IllConditionedQuadraticTask
 from learned_optim.tasks.logistic_regression import LogisticRegressionTask
 from learned_optim.tasks.matrix_factorisation import MatrixFactorisationTask
@@ -267,3 +268,25 @@ def test_a_text_is_read_with_its_alphabet_in_order(monkeypatch, tmp_path):
 def test_shapes_that_do_not_fit_are_refused(family, config, message):
     with pytest.raises(ValueError, match=message):
         family(**config)
+
+
+def test_a_finite_regression_is_the_mean_squared_error_of_examples_drawn_once():
+    task = FiniteRegressionTask(5, 400, 1, 6, "tanh", "he", 10.0, 0.5, 2.0, 16)
+    params, constants = task.init(generator())
+    x, y = constants["x"], constants["y"]
+    assert x.shape == (656, 5)
+    torch.testing.assert_close(x.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x.std(0), torch.ones(5))
+    assert (y.mean() / 10).item() == pytest.approx(2.0, abs=0.1)
+    assert (y.std() / 10).item() == pytest.approx(1.0, abs=0.1)
+    module = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1))
+    names = {f"{2 * i}.{part}": f"layer{i}.{part}" for i in (0, 1) for part in ("weight", "bias")}
+    module.load_state_dict({ours: params[theirs] for ours, theirs in names.items()})
+    train = [task.batch(generator(k))["index"] for k in range(300)]
+    test = [task.batch(generator(k), "test")["index"] for k in range(300)]
+    for parts, seen in ((train, range(400)), (test, range(400, 656))):
+        index = torch.cat(parts)
+        assert set(index.tolist()) == set(seen)
+        batch = {"index": index[:16]}
+        expected = functional.mse_loss(module(x[index[:16]]).squeeze(-1), y[index[:16]])
+        torch.testing.assert_close(task.loss(params, constants | batch), expected)
