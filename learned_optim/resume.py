@@ -121,7 +121,11 @@ def _check_state(number: object, state: Mapping[str, Any], param: Tensor, rule: 
         expected |= bases.shapes(*as_matrix(whole))
     for key, shape in expected.items():
         if key not in state:
-            raise ValueError(f"the checkpoint's state of parameter {number} lacks {key!r}")
+            raise ValueError(
+                f"the checkpoint's state of parameter {number} lacks {key!r}, which the rule "
+                f"{rule.name!r} keeps for a parameter of shape {tuple(whole)}. Another version of "
+                "learned_optim may have made it: resume with that one, or begin a new optimizer"
+            )
         value = state[key]
         found = tuple(value.shape) if isinstance(value, Tensor) else ()
         if found != shape:
