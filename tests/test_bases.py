@@ -195,14 +195,21 @@ def test_an_unknown_age_changes_nothing(monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_a_portion_holds_little_that_is_seen(monkeypatch):
-    monkeypatch.setattr(first_stage, "PORTION", 50)
-    rule, slots = Default(), []
-    for param in parameters(((6, 4), (100,), (6, 4), (6, 4), (9, 9), (3,))):
-        shape = tuple(param.shape)
-        slots.append(Slot(param, param, rule.init_state(param), torch.tensor(0.0), shape))
+def slots_of(shapes):
+    return [
+        Slot(param, param, Default().init_state(param), torch.tensor(0.0), tuple(param.shape))
+        for param in parameters(shapes)
+    ]
+
+
+def test_a_portion_has_few_numbers_of_bases(monkeypatch):
+    monkeypatch.setattr(first_stage, "PORTION", 110)  # two of 6 x 4, not three
+    rule = Default()
+    slots = slots_of(((6, 4), (100,), (6, 4), (6, 4), (9, 9), (3,)))
     found = [list(part) for part in first_stage.portions(rule, slots)]
     assert found == [[0, 1, 2], [3], [4, 5]]
     assert [list(part) for part in first_stage.portions(Default(matrix=False), slots)] == [
         [0, 1, 2, 3, 4, 5]
     ]
+    # Tall ones have as few numbers of their own, but bases of many.
+    assert [len(part) for part in first_stage.portions(rule, slots_of([(24, 4)] * 3))] == [1, 1, 1]

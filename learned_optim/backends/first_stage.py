@@ -22,25 +22,33 @@ from learned_optim.matrices import as_matrix
 from learned_optim.rules import UpdateRule
 from learned_optim.rules.ranges import bounded
 
-PORTION = 1 << 19  # numbers seen at a time, where one matrix has no more
-STACKED = 1 << 14  # twice the numbers of a matrix up to which those of one shape share a call
+PORTION = 1 << 20  # numbers of the bases in use at a time, where one matrix's are no more
+STACKED = 1 << 14  # numbers of a matrix's bases up to which those of one shape share a call
 
 
 def portions(rule: UpdateRule, slots: Sequence[Slot]) -> Iterator[range]:
-    """Numbers of the slots in order, cut so that few numbers are seen at a time.
+    """Numbers of the slots in order, cut so that few numbers are in use at a time.
+
+    Counted are those of the bases: at least twice as many as are seen, and many more of a long one.
 
     Those of shards are not cut: each batch costs a collective of all processes, and of what is seen
     only the shards are kept.
     """
-    first, seen = 0, 0
+    first, used = 0, 0
     for index, slot in enumerate(slots):
         cut = slot.parts is None and rule.has_basis(slot.shape)
-        size = slot.param.numel() if cut else 0
-        if index > first and size and seen + size > PORTION:
+        size = _size(slot.shape) if cut else 0
+        if index > first and size and used + size > PORTION:
             yield range(first, index)
-            first, seen = index, 0
-        seen += size
+            first, used = index, 0
+        used += size
     yield range(first, len(slots))
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    """Numbers of a matrix's bases."""
+    rows, columns = as_matrix(shape)
+    return rows * rows + columns * columns
 
 
 def basis_of(slot: Slot) -> Basis:
@@ -58,7 +66,7 @@ def see_(batch: Batch) -> None:
     alike: dict[tuple[object, ...], list[Slot]] = {}
     for index, slot in enumerate(batch.slots):
         if batch.rule.has_basis(slot.shape):
-            small = slot.parts is None and 2 * slot.param.numel() <= STACKED
+            small = slot.parts is None and _size(slot.shape) <= STACKED
             small = small and slot.age is not None  # or they might not be of one age
             key = (slot.shape, slot.age, slot.grad.dtype) if small else (index,)
             alike.setdefault(key, []).append(slot)
