@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from learned_optim import bases
-from learned_optim.backends.base import Batch, Slot, overwrite_all_
+from learned_optim.backends.base import Batch, Slot, cuts, overwrite_all_
 from learned_optim.bases import Basis
 from learned_optim.matrices import as_matrix
 from learned_optim.rules import UpdateRule
 from learned_optim.rules.ranges import bounded
 
 PORTION = 1 << 20  # numbers of the bases in use at a time, where one matrix's are no more
-STACKED = 1 << 14  # numbers of a matrix's bases up to which those of one shape share a call
+STACKED = 1 << 14  # twice the numbers of a matrix up to which those of one shape share a call
+STACK = 1 << 18  # numbers of the bases of those that share one
 
 
 def portions(rule: UpdateRule, slots: Sequence[Slot]) -> Iterator[range]:
@@ -66,12 +67,13 @@ def see_(batch: Batch) -> None:
     alike: dict[tuple[object, ...], list[Slot]] = {}
     for index, slot in enumerate(batch.slots):
         if batch.rule.has_basis(slot.shape):
-            small = slot.parts is None and _size(slot.shape) <= STACKED
+            small = slot.parts is None and 2 * slot.param.numel() <= STACKED
             small = small and slot.age is not None  # or they might not be of one age
             key = (slot.shape, slot.age, slot.grad.dtype) if small else (index,)
             alike.setdefault(key, []).append(slot)
     for slots in alike.values():
-        _see_(batch, slots)
+        for start, stop in cuts(len(slots), max(1, STACK // _size(slots[0].shape))):
+            _see_(batch, slots[start:stop])
     dtypes = {slot.grad.dtype for slot in batch.slots}
     # Kernels read gradients of one dtype, none wider than they compute in; what is seen is in that.
     if len(dtypes) > 1 or dtypes == {torch.float64}:
