@@ -1,4 +1,4 @@
-"""What is it worth that `default` sees small matrices in eigenbases of their gradients?
+"""What is it worth that `default` sees small matrices in bases, and takes part of a step later?
 
     python -m benchmarks.default_bases             every draw that the JSON lacks
     python -m benchmarks.default_bases --again     all of them anew
@@ -7,13 +7,13 @@
 Each draw of the families of `pretrained/default/recipe.toml` is trained by `default` as it ships
 and by `VARIANTS` of it, two runs each on the same minibatches: without bases (small matrices
 orthogonalised like large ones), with bases for other matrices, with neither bases nor
-orthogonalisation, and with other second decays. So are draws of regressions of few inputs, whose
-first layers are what tall matrices have bases for. The figure for each draw is the mean log(final
-loss / that of `default` as it ships), clipped to a factor of 10, so that above 0 a variant is
-worse. A problem counts as noisy where `default` as it ships leaves a tenth of the loss at the start
-or more. Every other round of the families is told the horizon. These are the families that the
-choice was made on; what it did on problems that nothing was chosen by is in
-`benchmarks.generalization`.
+orthogonalisation, with other second decays, with nothing deferred, and with more or less of it. So
+are draws of regressions of few inputs, whose first layers are what tall matrices have bases for.
+The figure for each draw is the mean log(final loss / that of `default` as it ships), clipped to a
+factor of 10, so that above 0 a variant is worse. A problem counts as noisy where `default` as it
+ships leaves a tenth of the loss at the start or more. Every other round of the families is told the
+horizon. The choices were made on other draws of these families; what they did on problems that
+nothing was chosen by is in `benchmarks.generalization`.
 Writes results/default_bases.json and .png.
 """
 
@@ -51,6 +51,7 @@ from learned_optim.weights import digest
 
 ROUNDS, RUNS, TAIL = 4, 2, 0.1
 STEPS = LogUniform(250, 1000)
+NONE = -40.0  # logit of a share that rounds to nothing beside 1
 NOISY = 0.1  # of the loss at the start
 SHIPPED = "as it ships"
 FEW_INPUTS = TaskEntry(FiniteRegression(inputs=(4, 6, 8, 10)))
@@ -85,11 +86,21 @@ class Variant:
     pays: Callable[[int, int], bool] = bases.pays
 
 
-def _of(*, second_decay: float | None = None, **changes: bool) -> Variant:
-    rule = Default(hidden=0, controller=0, **changes)
-    if second_decay is None:
-        return Variant(rule)
-    return Variant(rule, {"logit_beta2": math.log(second_decay / (1 - second_decay))})
+def _of(
+    *,
+    second_decay: float | None = None,
+    share: float | None = None,
+    due: float | None = None,
+    **changes: bool,
+) -> Variant:
+    constants = {}
+    if second_decay is not None:
+        constants["logit_beta2"] = math.log(second_decay / (1 - second_decay))
+    if share is not None:
+        constants["logit_share"] = math.log(share / (1 - share)) if share else NONE
+    if due is not None:
+        constants["log_due"] = math.log(due)
+    return Variant(Default(hidden=0, controller=0, **changes), constants)
 
 
 VARIANTS: dict[str, Variant] = {
@@ -101,6 +112,10 @@ VARIANTS: dict[str, Variant] = {
     "second decay 0.99": _of(second_decay=0.99),
     "the same, no bases": _of(second_decay=0.99, basis=False),
     "second decay 0.95": _of(second_decay=0.95),
+    "no deferral": _of(share=0.0),
+    "0.3 of a step later": _of(share=0.3),
+    "0.7 of a step later": _of(share=0.7),
+    "due: 8 / steps": _of(due=8.0),
 }
 
 

@@ -136,7 +136,7 @@ def test_a_coordinate_whose_step_is_not_finite_keeps_parameter_and_state(level):
     assert_alike(moved, run(Eager(), batch, 1))
     assert moved.slots[0].param[600] == batch.slots[0].param[600]
     assert not moved.slots[0].state["moments"][:, 600].any()
-    assert moved.slots[0].state["moments"][:, 601].all()
+    assert moved.slots[0].state["moments"][:2, 601].all()
 
 
 def test_transposed_and_strided_tensors_equal_eager():
@@ -176,7 +176,7 @@ def test_choose_takes_it_where_it_can():
 
 
 def test_tensors_that_the_kernels_cannot_read_are_refused():
-    param, grad, moments = torch.zeros(5), torch.zeros(5), torch.zeros(2, 5)
+    param, grad, moments = torch.zeros(5), torch.zeros(5), torch.zeros(3, 5)
     with pytest.raises(ValueError, match=r"cells\[0\] must have 40 elements but has 15"):
         kernels.DefaultTensors([param], [grad], [moments], [torch.zeros(3, 5)], hidden=4)
     with pytest.raises(ValueError, match="cells must be given where hidden > 0, which is 4"):
@@ -206,7 +206,7 @@ def test_what_the_control_cannot_read_is_refused(change, message):
         "controllers": [torch.zeros(6)],
         "weights": torch.zeros(kernels.default_weight_count(3, 4)),
     }
-    assert kernels.default_control_(**arguments, units=3, hidden=4).shape == (11, 1)
+    assert kernels.default_control_(**arguments, units=3, hidden=4).shape == (13, 1)
     with pytest.raises(ValueError, match=message):
         kernels.default_control_(**(arguments | change), units=3, hidden=4)
 

@@ -23,6 +23,7 @@ from learned_optim.rules import (
     Weights,
     compute_dtype,
 )
+from learned_optim.rules.deferral import defer
 
 SIZES = [(0,), (), (1,), (3,), (63,), (64,), (65,), (5, 13), (2, 0, 3), (1000,)]
 
@@ -140,6 +141,10 @@ def expected(batch: Batch, slot: Slot) -> tuple[Tensor, State]:
     step, flat = rule.update(coords, flat, signals, batch.weights)
     if rule.finishes(slot.shape):
         step = rule.finish(step.reshape(slot.shape[0], -1), signals[:, 0]).reshape(-1)
+    if rule.owing is not None:
+        key, row = rule.owing
+        step, owed = defer(step, flat[key][row], signals[-2:])
+        flat = flat | {key: torch.stack([*flat[key][:row], owed, *flat[key][row + 1 :]])}
     param = coords.param * (1 - batch.lr * batch.decay) + batch.lr * step
     new = {key: value.reshape(slot.state[key].shape) for key, value in (flat | tensors).items()}
     return param.reshape(slot.param.shape), new

@@ -115,7 +115,8 @@ def assert_alike(case: Case, found, expected) -> None:
     assert ((steps - wanted_steps).abs() / (LARGEST * length)).max() < 1e-5
     assert state.keys() == wanted.keys()
     sizes = case.coords.grad.abs() + case.state["moments"][..., 0, :].abs() + 1e-30
-    m, v = (state["moments"] - wanted["moments"]).abs().unbind(-2)
+    m, v, owed = (state["moments"] - wanted["moments"]).abs().unbind(-2)
+    assert not owed.any()  # the caller's to change
     assert (m / sizes).max() < 1e-6
     assert (v / (sizes.square() + 1e-36)).max() < 1e-6
     for key in wanted.keys() - {"moments"}:
@@ -126,6 +127,7 @@ def test_the_kernels_sizes_are_the_rules():
     assert len(SUMS) == default_runs.SUMS
     assert len(SIGNALS) == default_runs.SIGNALS
     assert len(FACTS) == default_runs.FACTS
+    assert Default().state_spec["moments"].rows == default_runs.MOMENTS
     assert sum(len(values) for values in HAND.values()) == default_runs.HAND
     sizes = (default_runs.TELLS, default_runs.ADVICE, default_runs.INPUTS, default_runs.BENDS)
     assert sizes == (TELLS, ADVICE, INPUTS, BENDS)
@@ -236,7 +238,7 @@ def test_threads_do_not_change_a_bit():
         ({"sizes": (3, 4)}, r"sizes must add up to 8 but are \[3, 4\]"),
         ({"sizes": (9, -1)}, "sizes must add up to 8"),
         ({"grads": torch.zeros(8)}, r"grads must be \(P, N\)"),
-        ({"moments": torch.zeros(2, 8)}, r"moments must have shape \(1, 2, 8\)"),
+        ({"moments": torch.zeros(2, 8)}, r"moments must have shape \(1, 3, 8\)"),
         ({"cell": torch.zeros(1, 4, 8)}, r"cell must have shape \(1, 8, 8\)"),
         ({"controller": torch.zeros(1, 4, 2)}, r"controller must have shape \(1, 6, 2\)"),
         ({"facts": torch.zeros(2, 5)}, r"facts must have shape \(5, 2\)"),
@@ -249,7 +251,7 @@ def test_threads_do_not_change_a_bit():
 )
 def test_wrong_tensors_are_refused(change, message):
     state = {
-        "moments": torch.zeros(1, 2, 8),
+        "moments": torch.zeros(1, 3, 8),
         "cell": torch.zeros(1, 8, 8),
         "gauge": torch.zeros(1, 3, 2),
         "controller": torch.zeros(1, 6, 2),

@@ -27,6 +27,7 @@ from learned_optim.rules import (
     UpdateRule,
     Weights,
 )
+from learned_optim.rules.deferral import defer
 
 # A new rule is one line here; further lines for configs that take other paths.
 CASES: dict[str, UpdateRule] = {
@@ -78,6 +79,11 @@ def whole_step(
     if rule.waits(shape):
         matrix = moved.unflatten(-1, as_matrix(shape))
         moved = rule.complete(matrix, signals.squeeze(-1), basis).flatten(-2)
+    if rule.owing is not None:
+        key, row = rule.owing
+        rows = list(coordinates[key].unbind(-2))
+        moved, rows[row] = defer(moved, rows[row], signals[..., -2:, :])
+        coordinates = coordinates | {key: torch.stack(rows, dim=-2)}
     kept = {} if basis is None else basis._asdict()
     return moved, {key: value.squeeze(-1) for key, value in tensors.items()} | coordinates | kept
 

@@ -172,8 +172,9 @@ class Unrolled:
         step, of_coordinates = self._rule.update(
             coords, of_coordinates, layout.spread(signals), self._weights
         )
-        self._state = of_tensors | of_coordinates | found
-        step = layout.complete(self._rule, step, signals, found)
+        step, self._state = layout.settle(
+            self._rule, step, signals, of_tensors | of_coordinates | found
+        )
         for key, part in layout.split(step).items():
             params[key] += part
 

@@ -15,7 +15,7 @@ from learned_optim import kernels
 from learned_optim.backends.base import Batch, facts
 from learned_optim.backends.copies import contiguous, mark_written, readable, write_back_
 from learned_optim.backends.last_stage import Unfinished
-from learned_optim.rules.default import Default
+from learned_optim.rules.default import OWED, Default
 
 WAITING = 1 << 19
 
@@ -85,7 +85,8 @@ def move(
     slots, params, lr = batch.slots, prepared.rows[0], float(batch.lr)
     sits_out = [] if finite is None else finite.logical_not().nonzero().flatten().tolist()
     late = {i: params[i].view(-1) for i, slot in enumerate(slots) if rule.waits(slot.shape)}
-    unfinished = Unfinished(batch, late, signals, finite)
+    owed = {i: prepared.rows[1][i][OWED].view(-1) for i in late}
+    unfinished = Unfinished(batch, late, owed, signals, finite)
     for group in _groups(len(slots), late):
         # Whole steps only: one that sits out goes to the last stage all the same, as zero.
         steps = {

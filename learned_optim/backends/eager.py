@@ -32,6 +32,7 @@ from learned_optim.backends.base import (
 )
 from learned_optim.backends.last_stage import Unfinished
 from learned_optim.rules import Coordinates, State, UpdateRule
+from learned_optim.rules.deferral import defer
 
 # On a CPU: numbers of state in a block, and the least and most coordinates.
 CPU_STATE = 1 << 16
@@ -152,9 +153,8 @@ class Eager(Backend):
         blocks = (
             few(lengths) if torch.compiler.is_compiling() else stream(lengths, block_size(batch))
         )
-        unfinished = Unfinished(
-            batch, {i: flat.param for i, flat in enumerate(flats)}, signals, finite
-        )
+        params = {i: flat.param for i, flat in enumerate(flats)}
+        unfinished = Unfinished(batch, params, owed_of(batch, flats), signals, finite)
         for block in blocks:
             self._move_block(batch, flats, block, signals, finite, unfinished)
             unfinished.move_whole_()
@@ -184,7 +184,11 @@ class Eager(Backend):
         if free_to_read(keep) and bool(keep.all()):
             keep = None
         lengths = [piece.length for piece in block]
-        params, steps = moved(batch, coords.param, step).split(lengths), step.split(lengths)
+        steps, owing, owed = step.split(lengths), batch.rule.owing, None
+        if owing is not None and any(piece.slot not in unfinished for piece in block):
+            step, owed = defer(step, state[owing[0]][owing[1]], of_block[-2:])
+            owed = owed.split(lengths)
+        params = moved(batch, coords.param, step).split(lengths)
         masks = [None] * len(block) if keep is None else keep.split(lengths)
         states = {key: value.split(lengths, dim=1) for key, value in new_state.items()}
         for index, piece in enumerate(block):
@@ -195,6 +199,8 @@ class Eager(Backend):
                 overwrite_(flat.param[here], params[index], mask)
             for key, parts in states.items():
                 overwrite_(flat.state[key][:, here], parts[index], mask)
+            if owing and owed and piece.slot not in unfinished:
+                overwrite_(flat.state[owing[0]][owing[1], here], owed[index], mask)
 
     def _gather(
         self, batch: Batch, flats: list[Flat], block: list[Piece]
@@ -221,6 +227,14 @@ class Eager(Backend):
             workspace[key] = torch.empty(shape, dtype=batch.compute_dtype, device=batch.device)
         length = sum(part.shape[-1] for part in parts)
         return torch.cat(parts, dim=-1, out=workspace[key][..., :length])
+
+
+def owed_of(batch: Batch, flats: list[Flat]) -> dict[int, Tensor]:
+    """What is owed of each slot's coordinates, `(N,)`; none where the rule defers nothing."""
+    if batch.rule.owing is None:
+        return {}
+    key, row = batch.rule.owing
+    return {index: flat.state[key][row] for index, flat in enumerate(flats)}
 
 
 def block_size(batch: Batch) -> int:

@@ -1,7 +1,8 @@
 """The stage of a rule that needs whole steps, `UpdateRule.complete`, behind blocks and shards.
 
 The blocks of a tensor that asks for it leave their steps here instead of moving the parameter;
-once the step is whole it is finished, and moves the parameter in one piece. So a buffer as large
+once the step is whole it is finished, part of it is deferred where the rule says so, and it moves
+the parameter in one piece. So a buffer as large
 as the tensor lives that long, one tensor at a time.
 
 Small tensors of one shape whose steps are whole at the same time are finished as one stack: of
@@ -19,6 +20,7 @@ from torch import Tensor
 from learned_optim.backends.base import Batch, free_to_read, moved, overwrite_, overwrite_all_
 from learned_optim.backends.first_stage import bases_of, basis_of
 from learned_optim.matrices import as_matrix
+from learned_optim.rules.deferral import defer
 
 # Numbers in a stack. Larger ones leave the cache: from 64 x 64 on there is nothing to gain.
 STACKED = 1 << 14
@@ -31,14 +33,20 @@ class Unfinished:
         batch: T parameters.
         params: coordinates, flat, of at least those that pass the last stage, by the number of
             their slot; written in place.
+        owed: of the same coordinates, where the rule defers part of their steps; likewise.
         signals: `(M, T)`.
         finite: `(T,)`, or None; see `Backend.move`.
     """
 
     def __init__(
-        self, batch: Batch, params: Mapping[int, Tensor], signals: Tensor, finite: Tensor | None
+        self,
+        batch: Batch,
+        params: Mapping[int, Tensor],
+        owed: Mapping[int, Tensor],
+        signals: Tensor,
+        finite: Tensor | None,
     ) -> None:
-        self._batch, self._params = batch, params
+        self._batch, self._params, self._owed = batch, params, owed
         self._signals, self._finite = signals, finite
         self._steps: dict[int, Tensor] = {}
         # Coordinates without a step yet, in the order of the slots.
@@ -105,9 +113,15 @@ class Unfinished:
         keep = steps.isfinite().all(dim=1)
         if self._finite is not None:
             keep = keep & torch.stack([self._finite[slot] for slot in slots])
+        kept = None if free_to_read(keep) and bool(keep.all()) else keep
+        if batch.rule.owing is not None:
+            rows = [self._owed[slot] for slot in slots]
+            owed = torch.stack(rows).to(batch.compute_dtype)
+            steps, owed = defer(steps, owed, told[:, -2:, None])
+            overwrite_all_(rows, owed, kept)
         params = [self._params[slot] for slot in slots]
         values = moved(batch, torch.stack(params).to(batch.compute_dtype), steps)
-        overwrite_all_(params, values, None if free_to_read(keep) and bool(keep.all()) else keep)
+        overwrite_all_(params, values, kept)
 
     def _move_(self, index: int) -> None:
         batch, param = self._batch, self._params[index]
@@ -123,6 +137,41 @@ class Unfinished:
         if self._finite is not None:
             keep = keep & self._finite[index]
         whole = whole.reshape(slot.shape)
-        step = whole if slot.parts is None else slot.parts.cut(whole)
-        values = moved(batch, param.to(batch.compute_dtype), step.reshape(-1))
-        overwrite_(param, values, None if free_to_read(keep) and bool(keep) else keep)
+        step = (whole if slot.parts is None else slot.parts.cut(whole)).reshape(-1)
+        kept = None if free_to_read(keep) and bool(keep) else keep
+        owed, terms = self._owed.get(index), told[-2:]
+        if kept is None and _in_place(batch, param, owed):
+            _take_(batch, param, owed, step, terms)
+            return
+        if owed is not None:
+            step, left = defer(step, owed.to(batch.compute_dtype), terms[:, None])
+            overwrite_(owed, left, kept)
+        overwrite_(param, moved(batch, param.to(batch.compute_dtype), step), kept)
+
+
+def _in_place(batch: Batch, param: Tensor, owed: Tensor | None) -> bool:
+    """Whether nothing is to convert, and numbers are at hand."""
+    alike = owed is None or owed.dtype == batch.compute_dtype
+    return alike and param.dtype == batch.compute_dtype and isinstance(batch.lr, float)
+
+
+def _take_(batch: Batch, param: Tensor, owed: Tensor | None, step: Tensor, terms: Tensor) -> None:
+    """`moved` of what `defer` says, without temporaries and in half of the passes over the memory.
+
+    Args:
+        batch: whose `lr` is a number.
+        param: `(N,)`, and so are the next two.
+        owed: None where nothing is deferred.
+        step: the whole step.
+        terms: of `defer`, `(2,)`.
+    """
+    lr = float(batch.lr)
+    if batch.decay:
+        param.mul_(1 - lr * batch.decay)
+    if owed is None:
+        param.add_(step, alpha=lr)
+        return
+    share, due = terms.tolist()
+    owed.add_(step)
+    param.add_(step, alpha=lr * (1 - share)).add_(owed, alpha=lr * share * due)
+    owed.mul_(1 - due)

@@ -11,10 +11,10 @@ from torch import Tensor
 from learned_optim.kernels import native
 from learned_optim.kernels.checks import check_float32, thread_count
 
-# Sizes in rules.default and rules.hand: SUMS, SIGNALS, FACTS, rows of the gauge; constants of the
-# hand rule; inputs and outputs of the controller's and of the coordinates' LSTM.
-SUMS, SIGNALS, FACTS, GAUGE = 5, 11, 5, 3
-HAND = 19
+# Sizes in rules.default and rules.hand: SUMS, SIGNALS, FACTS, rows of the gauge and of the moments;
+# constants of the hand rule; inputs and outputs of the controller's and of the coordinates' LSTM.
+SUMS, SIGNALS, FACTS, GAUGE = 5, 13, 5, 3
+MOMENTS, HAND = 3, 21
 TELLS, ADVICE = 12, 5
 INPUTS, BENDS = 6, 3
 MAX_UNITS, MAX_HIDDEN = 128, 64
@@ -34,7 +34,7 @@ class DefaultState(NamedTuple):
     """The rule's state of P runs, each with N coordinates in T tensors; float32, contiguous.
 
     Attributes:
-        moments: `(P, 2, N)`: m and v.
+        moments: `(P, 3, N)`: m, v and what is owed, which stays as it is.
         cell: `(P, 2 * hidden, N)`: h then c of the coordinates.
         gauge: `(P, 3, T)`: scale at the first step, pace, agreement.
         controller: `(P, 2 * units, T)`: h then c of the tensors.
@@ -79,7 +79,7 @@ def default_step_(
         threads: torch's number by default; the result does not depend on it.
 
     Returns:
-        The steps, `(P, N)`, before the matrix stage, and the signals, `(P, M, T)`.
+        The steps, `(P, N)`, before the matrix stage and whole, and the signals, `(P, M, T)`.
 
     Raises:
         ValueError: for a wrong shape, dtype, device, layout or number.
@@ -144,7 +144,7 @@ def _check(
         raise ValueError(f"sizes must add up to {coordinates} but are {list(sizes)}")
     check_float32("grads", grads, (runs, coordinates))
     check_float32("params", params, (runs, coordinates))
-    check_float32("moments", state.moments, (runs, 2, coordinates))
+    check_float32("moments", state.moments, (runs, MOMENTS, coordinates))
     check_float32("cell", state.cell, (runs, 2 * hidden, coordinates))
     check_float32("gauge", state.gauge, (runs, GAUGE, len(sizes)))
     check_float32("controller", state.controller, (runs, 2 * units, len(sizes)))

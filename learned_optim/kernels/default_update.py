@@ -20,6 +20,7 @@ from learned_optim.kernels.checks import (
 from learned_optim.kernels.default_runs import (
     ADVICE,
     HAND,
+    MOMENTS,
     SIGNALS,
     SUMS,
     TELLS,
@@ -34,7 +35,7 @@ class DefaultTensors:
     Args:
         params: any shapes, contiguous, one dtype of `STORAGE` for all.
         grads: as `params`; their dtype may be another.
-        moments: `(2, *param.shape)` each, float32: m and v.
+        moments: `(3, *param.shape)` each, float32: m, v and what is owed.
         cells: `(2 * hidden, *param.shape)` each, a third dtype; None where `hidden` is 0.
         hidden: H, units of a coordinate's LSTM.
         maximize: negate the gradients.
@@ -70,7 +71,7 @@ class DefaultTensors:
                 "grad_type": storage_type("grads", grads, counts),
                 "cell_type": storage_type("cells", cells, counts, 2 * hidden) if hidden else 0,
             }
-            check_all_float32("moments", moments, [2 * count for count in counts])
+            check_all_float32("moments", moments, [MOMENTS * count for count in counts])
 
     def survey(self) -> Tensor:
         """Whether the gradient holds NaN or infinity, and `Default.summarize`.
@@ -97,7 +98,7 @@ class DefaultTensors:
         lr: float = 1.0,
         keep: float = 1.0,
     ) -> None:
-        """`param <- keep * param + lr * step`, or the step alone; state in place.
+        """`param <- keep * param + lr * step`, of which part is deferred; or the whole step alone.
 
         A coordinate whose step is not finite keeps its parameter and its state. autograd does not
         notice that the parameters change: the caller tells it (`increment_version`).

@@ -11,6 +11,7 @@ from learned_optim import bases
 from learned_optim.bases import Basis, Turn
 from learned_optim.matrices import as_matrix
 from learned_optim.rules import Clock, Coordinates, State, UpdateRule
+from learned_optim.rules.deferral import defer
 from learned_optim.rules.ranges import bounded
 from learned_optim.tasks.base import Params
 
@@ -124,15 +125,27 @@ class Layout:
             rest |= {key: torch.cat(entries, dim=-1) for key, entries in turned.items()}
         return torch.cat(parts, dim=-1), rest, found
 
-    def complete(self, rule: UpdateRule, step: Tensor, signals: Tensor, found: State) -> Tensor:
-        """`rule.complete` of each tensor that asks for it; matrices of one shape in one call.
+    def settle(
+        self, rule: UpdateRule, step: Tensor, signals: Tensor, state: State
+    ) -> tuple[Tensor, State]:
+        """What comes behind `update`: the steps of matrices completed, part of all steps deferred.
 
         Args:
             rule: the rule.
             step: `(*lead, N)`.
             signals: `(*lead, M, T)`.
-            found: the bases, from `see`.
+            state: all of it after `update`, with the bases from `see`.
         """
+        step = self._complete(rule, step, signals, state)
+        if rule.owing is None:
+            return step, state
+        key, row = rule.owing
+        rows = list(state[key].unbind(-2))
+        step, rows[row] = defer(step, rows[row], self.spread(signals[..., -2:, :]))
+        return step, state | {key: torch.stack(rows, dim=-2)}
+
+    def _complete(self, rule: UpdateRule, step: Tensor, signals: Tensor, found: State) -> Tensor:
+        """`rule.complete` of each tensor that asks for it; matrices of one shape in one call."""
         alike: dict[tuple[bool, tuple[int, int]], list[int]] = {}
         for index, shape in enumerate(self.shapes):
             if rule.waits(shape):

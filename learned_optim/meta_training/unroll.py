@@ -171,14 +171,13 @@ def apply_rule(
     )
     if compiled is not None:
         step, signals, state = compiled
-        return layout.complete(rule, step, signals, found), state | found
+        return layout.settle(rule, step, signals, state | found)
     per_tensor = {key: state[key] for key in rule.keys_per("tensor")}
     per_coordinate = {key: state[key] for key in rule.keys_per("coordinate")}
     sums = layout.summarize(rule, coords, per_coordinate)
     signals, per_tensor = rule.control(sums, layout.facts, per_tensor, clock, weights)
     step, per_coordinate = rule.update(coords, per_coordinate, layout.spread(signals), weights)
-    state = per_tensor | per_coordinate | found
-    return layout.complete(rule, step, signals, found), state
+    return layout.settle(rule, step, signals, per_tensor | per_coordinate | found)
 
 
 def _apply_parts(

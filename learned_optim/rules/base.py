@@ -13,7 +13,7 @@ One step of one parameter tensor with N coordinates runs in three stages:
 
 A rule may ask for whole matrices before and after that: `has_basis` says which gradients it sees
 in a basis of their own (`bases`), with everything above in there too; `finish` changes the steps of
-others.
+others. And it may ask that part of every step be taken later (`owing`).
 
 Every function takes optional leading dimensions `...` (tasks, perturbations), on weights too.
 """
@@ -97,11 +97,15 @@ class UpdateRule(ABC):
         name: the key in `RULES` and in weight files.
         summary_size: K, the number of sums of `summarize`; 0 skips that pass over the memory.
         turning: (entry, row) of the coordinates' state that sum up gradients: a basis turns them.
+        owing: (entry, row) of the coordinates' state that holds what is owed of steps, where part
+            of each is taken later: callers apply `deferral.defer` behind all stages, by the last
+            two signals. `summarize` has no use for that row, and `update` hands it on.
     """
 
     name: ClassVar[str]
     summary_size: ClassVar[int] = 0
     turning: ClassVar[tuple[tuple[str, int], ...]] = ()
+    owing: ClassVar[tuple[str, int] | None] = None
 
     @property
     @abstractmethod

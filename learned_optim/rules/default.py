@@ -10,13 +10,15 @@ Layers of the step, each a bounded correction of the one before:
    (`bases`), and all of this happens in there; the direction of a larger one, or of one that is
    long and narrow, is mixed with its orthogonalisation by Newton-Schulz iterations, as Muon does
    with the momentum;
-4. per tensor, an LSTM on averages over the coordinates and the clock: it sets the length of the
+4. part of each step is taken later, together with what the steps before it left (`deferral`);
+5. per tensor, an LSTM on averages over the coordinates and the clock: it sets the length of the
    step and the mixture, and talks to the coordinates.
 
 The heads of both LSTMs start at zero: the rule drawn is the hand rule, and meta-training can only
 add to it. Whatever the LSTMs say, no coordinate's step exceeds `LARGEST` times the hand rule's
 length at the fastest pace (the hand rule itself: `CLIP` times) before the matrix stage, which
-multiplies the root mean square by at most 1.2 times `gain`, a constant.
+multiplies the root mean square by at most 1.2 times `gain`, a constant. What is taken in the end
+is no longer than the longest of these steps so far.
 
 What is where: `hand` has the constants and the schedule, `feedback` the pace, `controller` what the
 LSTM of a tensor sees, `ranges` what float32 can square; here are the three stages.
@@ -44,6 +46,7 @@ from learned_optim.rules.controller import TELLS, memories, tells_of
 from learned_optim.rules.feedback import Feedback, feedback
 from learned_optim.rules.hand import (
     constant,
+    deferred,
     floor,
     hand_length,
     hand_schedule,
@@ -60,7 +63,9 @@ SIGNALS: tuple[str, ...] = (
     "theta_scale",
     "length", "blend", "gain",
     "say0", "say1",
+    "share", "due",  # of `deferral`
 )  # fmt: skip
+OWED = 2  # row of the moments: what is owed of the steps so far, see `deferral`
 ADVICE = 5  # what it says: length, blend, aim of the feedback, two numbers for the coordinates
 INPUTS = 6  # what a coordinate sees: four numbers of its own, two from the controller
 BENDS = 3  # what it says: turn, add, free
@@ -91,6 +96,7 @@ class Default(UpdateRule):
     name: ClassVar[str] = "default"
     summary_size: ClassVar[int] = len(SUMS)
     turning: ClassVar[tuple[tuple[str, int], ...]] = (("moments", 0),)
+    owing: ClassVar[tuple[str, int] | None] = ("moments", OWED)
 
     hidden: int = 4
     controller: int = 12
@@ -104,14 +110,15 @@ class Default(UpdateRule):
 
     @property
     def state_spec(self) -> Mapping[str, StateSpec]:
-        """`moments` m and v and `cell` of the coordinates; `controller` and `gauge` of the tensor.
+        """`moments` m, v and owed, and `cell` of the coordinates; the others of the tensor.
 
+        What is owed is part of the steps so far, see `deferral`.
         `gauge` is the tensor's scale at its first step, against which the controller sees it grow,
         and its `Feedback`.
         Halves are enough for the cell: its h is below 1, and its c, which moves by at most 1 a
         step, cannot leave their range: from 2048 on, adding 1 rounds back.
         """
-        spec = {"moments": StateSpec(2), "gauge": StateSpec(3, "tensor")}
+        spec = {"moments": StateSpec(3), "gauge": StateSpec(3, "tensor")}
         if self.hidden:
             spec["cell"] = StateSpec(2 * self.hidden, dtype=torch.float16)
         if self.controller:
@@ -167,7 +174,7 @@ class Default(UpdateRule):
 
     def summarize(self, coords: Coordinates, state: State) -> Tensor:
         """`SUMS` over the coordinates."""
-        m, v = state["moments"].unbind(-2)
+        m, v, _ = state["moments"].unbind(-2)
         g = bounded(coords.grad)
         # A coordinate that is no number must not be the measure of all others.
         theta = bounded(coords.param.nan_to_num(0.0, 0.0, 0.0))
@@ -220,6 +227,7 @@ class Default(UpdateRule):
             constant(weights, "log_gain").exp(),
             say0.tanh(),
             say1.tanh(),
+            *deferred(clock, weights),
         )
         return torch.stack(torch.broadcast_tensors(*signals), dim=-2), new_state
 
@@ -229,14 +237,14 @@ class Default(UpdateRule):
         """The step before the matrix stage: minus length times the bent direction of Adam."""
         s = dict(zip(SIGNALS, signals.unbind(-2), strict=True))
         g = bounded(coords.grad)
-        m, v = state["moments"].unbind(-2)
+        m, v, owed = state["moments"].unbind(-2)
         m = m + (1 - s["beta1"]) * (g - m)
         v = v + (1 - s["beta2"]) * (g * g - v)
         relative_v = v * s["v_scale"] + DEAD
         per_root = relative_v.rsqrt()
         fresh = (g * s["g_scale"] * per_root).clamp(-CLIP, CLIP)
         direction = (m * s["m_scale"] * per_root).clamp(-CLIP, CLIP)
-        new_state = {"moments": torch.stack((m, v), dim=-2)}
+        new_state = {"moments": torch.stack((m, v, owed), dim=-2)}
         if self.hidden:
             theta = (coords.param * s["theta_scale"]).clamp(-CLIP, CLIP)
             # Seen from the side that the direction points to: with the sign of a coordinate flips

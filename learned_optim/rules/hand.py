@@ -34,6 +34,10 @@ HAND: dict[str, tuple[float, ...]] = {
     # known; and how far off it may be before the pace changes.
     "aim": (-0.5, -0.5),
     "log_band": (math.log(0.1),),
+    # Of each step, the share that is taken later (see `deferral`); of what is owed, the part that
+    # falls due: this over the number of steps so far.
+    "logit_share": (0.0,),
+    "log_due": (math.log(4.0),),
 }
 # Steps after which the length falls no faster than their root. Meta-training sees episodes of some
 # hundred steps, and a power that suits those would end the training of runs ten times as long.
@@ -100,6 +104,13 @@ def hand_schedule(clock: Clock, weights: Weights) -> Tensor:
         brief = (SHORT / total.clamp_min(SHORTEST)).clamp_min(1).sqrt()
         fall = fall * left.clamp_max(1) ** ending * brief
     return warmup * fall
+
+
+def deferred(clock: Clock, weights: Weights) -> tuple[Tensor, Tensor]:
+    """The share of a step that waits and the part of what is owed that falls due, `(..., T)`."""
+    # All of it at the first step. Below 1 what is taken could grow beyond every step.
+    pace = constant(weights, "log_due").exp().clamp_min(1)
+    return constant(weights, "logit_share").sigmoid(), pace / (clock.step + pace - 1)
 
 
 def by_kind(pair: Tensor, facts: dict[str, Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ class DefaultStep:
     Args:
         grads: float32, bfloat16 or float16.
         params: the same shapes.
-        moments: `(2, *shape)` each, float32.
+        moments: `(3, *shape)` each, float32: m, v and what is owed.
         cells: `(2 * hidden, *shape)` each; none where `hidden` is 0.
         columns: from `pack`.
         signals: `(M, T)` float32, from the rule's `control`.
@@ -56,6 +56,11 @@ class DefaultStep:
     def flat_params(self) -> list[Tensor]:
         """The parameters that move, `(N,)` each: copies of those that are not contiguous."""
         return [param.view(-1) for param in self._rows[0]]
+
+    @property
+    def flat_owed(self) -> list[Tensor]:
+        """What is owed of them, `(N,)` each: of copies likewise."""
+        return [rows[default.OWED].view(-1) for rows in self._rows[1]]
 
     def move_(self, late: int | None = None, steps: Tensor | None = None) -> None:
         """Move all tensors that are not late, or the state of one that is: `steps` gets its step.

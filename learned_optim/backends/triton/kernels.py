@@ -188,7 +188,7 @@ def default_update(
     HIDDEN: tl.constexpr, PADDED: tl.constexpr, UNFINISHED: tl.constexpr,
     MASKED: tl.constexpr, TENSOR_LR: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The rule `default`: moments, the coordinates' LSTM, the bent direction of Adam.
+    """The rule `default`: moments, the coordinates' LSTM, the bent direction of Adam, deferral.
 
     `UNFINISHED`: the step goes to `steps`, for the matrix stage, and moves no parameter yet.
     """
@@ -252,5 +252,11 @@ def default_update(
     if UNFINISHED:
         tl.store(steps + at, step, mask=inside)
     else:
+        # Part of it later, with what is owed of the steps before.
+        owed_at = m_at + 2 * count
+        owed = tl.load(owed_at, mask=good, other=0.0) + step
+        share, due = signal(signals, 11, stride, tensor), signal(signals, 12, stride, tensor)
+        step += share * (due * owed - step)
         lr = factor(lr, TENSOR_LR)
         tl.store(param_at, (param * (1 - lr * decay) + lr * step).to(PARAM), mask=good)
+        tl.store(owed_at, (1 - due) * owed, mask=good)

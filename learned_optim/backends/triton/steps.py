@@ -13,7 +13,7 @@ from learned_optim.backends.base import Batch
 from learned_optim.backends.last_stage import Unfinished
 from learned_optim.backends.triton import ops
 from learned_optim.backends.triton.packing import Packed
-from learned_optim.rules.default import Default
+from learned_optim.rules.default import OWED, Default
 from learned_optim.rules.l2l import L2L
 
 STORAGE = (torch.float32, torch.bfloat16, torch.float16)
@@ -77,8 +77,8 @@ def move_default(
     group = Group(finite, *settings(batch))
     step = DefaultStep(grads, params, moments, cells, columns, signals, group, late)
     step.move_()
-    flat = dict(enumerate(step.flat_params))
-    unfinished = Unfinished(batch, flat, signals, finite)
+    flat, owed = (dict(enumerate(rows)) for rows in (step.flat_params, step.flat_owed))
+    unfinished = Unfinished(batch, flat, owed, signals, finite)
     for index in late:
         count = batch.slots[index].param.numel()
         if count:
@@ -106,7 +106,9 @@ def trace_default(
     if together:
         move(together, None)
     flat = {index: batch.slots[index].param.contiguous().view(-1) for index in late}
-    unfinished = Unfinished(batch, flat, signals, finite)
+    rows = {index: batch.slots[index].state["moments"][OWED] for index in late}
+    owed = {index: row.contiguous().view(-1) for index, row in rows.items()}
+    unfinished = Unfinished(batch, flat, owed, signals, finite)
     for index in late:
         param = batch.slots[index].param
         if param.numel():
@@ -114,5 +116,6 @@ def trace_default(
             move([index], steps)
             unfinished.put(index, 0, steps)
         unfinished.move_whole_()
-        if not param.is_contiguous():
-            param.copy_(flat[index].view(param.shape))
+        for whole, copy in ((param, flat[index]), (rows[index], owed[index])):
+            if not whole.is_contiguous():
+                whole.copy_(copy.view(whole.shape))

@@ -24,6 +24,7 @@ struct Hand {
   float brake;
   float aim[2];  // in tenths; horizon unknown and known
   float log_band;
+  float logit_share, log_due;  // of `deferral`
 };
 constexpr int HAND = sizeof(Hand) / sizeof(float);
 constexpr float HAND_SCALE = 5.0f;
@@ -226,6 +227,7 @@ INLINE void write_signals(const Hand& hand, const Means& means, const Facts& fac
   vf length = vexp(by_kind(facts, hand.log_step)) * schedule * s.scale;
   vf per_root = reciprocal_root(vmax(set1(TINY), s.mean_v));
   per_root *= 1.0f - facts.has_basis * (1.0f - 1.0f / SEEN_DEAD);
+  const float haste = fmaxf(expf(hand.log_due), 1.0f);
   vf louder = load(advice), more_blend = load(advice + TV);
   vf signals[SIGNALS] = {
       set1(logistic(hand.logit_beta1)),
@@ -239,6 +241,8 @@ INLINE void write_signals(const Hand& hand, const Means& means, const Facts& fac
       set1(expf(hand.log_gain)),
       tanh(load(advice + 3 * TV)),
       tanh(load(advice + 4 * TV)),
+      set1(logistic(hand.logit_share)),
+      haste / (time.step + haste - 1.0f),
   };
 #pragma GCC unroll 16
   for (int k = 0; k < SIGNALS; k++) store(to + k * TV, signals[k]);

@@ -18,6 +18,7 @@ constexpr float LARGEST_SQUARABLE = 1e14f;
 struct Signals {
   float beta1, beta2, g_scale, m_scale, v_scale, theta_scale, length, blend, gain;
   float say[DEFAULT_SAYS];
+  float share, due;  // of `deferral`
 };
 constexpr int SIGNALS = sizeof(Signals) / sizeof(float);
 
@@ -87,12 +88,12 @@ struct DefaultTile {
   float *grad, *param, *m, *v;
   float *cell, *h;  // 2 H rows before -> after, H rows of scratch
   float *x;         // DEFAULT_INPUTS rows
-  float *step;
+  float *step, *owed;
 };
 
 inline DefaultTile lay_out_default_tile(int hidden, Arena& arena) {
   DefaultTile tile;
-  float** rows[] = {&tile.grad, &tile.param, &tile.m, &tile.v, &tile.step};
+  float** rows[] = {&tile.grad, &tile.param, &tile.m, &tile.v, &tile.step, &tile.owed};
   for (float** row : rows) *row = arena.take<float>(TV);
   tile.cell = arena.take<float>(2L * hidden * TV);
   tile.h = arena.take<float>((long)hidden * TV);

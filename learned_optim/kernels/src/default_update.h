@@ -37,11 +37,14 @@ INLINE const char* cell_at(const DefaultArguments& a, const DefaultTensor& t, lo
   return (const char*)t.cell + (row * t.stride + at) * size_of(a.cell_type);
 }
 
+INLINE float* owed_at(const DefaultTensor& t, long at) { return t.moments + 2 * t.stride + at; }
+
 INLINE void read_tile(const DefaultArguments& a, const DefaultTensor& t, long at, int length,
                       int hidden, const DefaultTile& tile) {
   read_grad(a, t, at, length, tile.grad);
   read_param(a, t, at, length, tile.param);
   read_moments(t, at, length, tile.m, tile.v);
+  if (!t.out) read_row(FLOAT32, (const char*)owed_at(t, at), length, tile.owed);
   for (long r = 0; r < 2 * hidden; r++)
     read_row(a.cell_type, cell_at(a, t, r, at), length, tile.cell + r * TV);
 }
@@ -73,9 +76,9 @@ inline void restore(const DefaultArguments& a, const DefaultTensor& t, long at, 
   }
 }
 
-// Hands the step out, or takes it.
+// Hands the step out, or takes part of it, and what of the steps before falls due (`deferral`).
 INLINE void write_step(const DefaultArguments& a, const DefaultTensor& t, long at, int length,
-                       const DefaultTile& tile) {
+                       const Signals& s, const DefaultTile& tile) {
   vi bad[V], any = {};
 #pragma GCC unroll 8
   for (int i = 0; i < V; i++) any |= bad[i] = not_finite(load(tile.step + i * W));
@@ -87,9 +90,13 @@ INLINE void write_step(const DefaultArguments& a, const DefaultTensor& t, long a
 #pragma GCC unroll 8
   for (int i = 0; i < V; i++) {
     vf old = load(tile.param + i * W), step = load(tile.step + i * W);
+    vf before = load(tile.owed + i * W), owed = before + step;
+    step += s.share * (s.due * owed - step);
     store(tile.param + i * W, bad[i] ? old : old * a.keep + step * a.lr);
+    store(tile.owed + i * W, bad[i] ? before : (1 - s.due) * owed);
   }
   write_row(a.param_type, tile.param, length, (char*)t.param + at * size_of(a.param_type));
+  write_row(FLOAT32, tile.owed, length, (char*)owed_at(t, at));
 }
 
 template <int H>
@@ -109,7 +116,7 @@ void default_update_piece(void* context, long index, void* memory) {
     const long at = piece.start + done;
     read_tile(a, tensor, at, length, hidden, scratch.tile);
     default_tile<H>(hidden, scratch.forward, weights.head, signals, scratch.tile);
-    write_step(a, tensor, at, length, scratch.tile);
+    write_step(a, tensor, at, length, signals, scratch.tile);
     write_state(a, tensor, at, length, hidden, scratch.tile);
   }
 }

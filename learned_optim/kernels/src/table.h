@@ -66,8 +66,9 @@ struct CountArguments {
   float* const* numbers;
 };
 
-// One parameter tensor under the rule `default`: (2, count) moments, (2 H, count) cell, whose rows
-// lie `stride` numbers apart. The step goes to `out`; where that is null, `param` is moved.
+// One parameter tensor under the rule `default`: (3, count) moments, (2 H, count) cell, whose rows
+// lie `stride` numbers apart. The whole step goes to `out`; where that is null, `param` is moved by
+// what is due now, and the third row of the moments with it.
 struct DefaultTensor {
   const void* grad;
   void* param;
@@ -89,7 +90,7 @@ struct DefaultArguments {
   int32_t hidden, maximize, guard, param_type, grad_type, cell_type, threads;
 };
 
-// What the rule `default` does once a tensor: from surveys (rules, tensors, 6), facts (4, tensors),
+// What the rule `default` does once a tensor: from surveys (rules, tensors, 6), facts (5, tensors),
 // steps and horizons (tensors; null: unknown) to signals (rules, M, tensors); gauge
 // (rules, 3, tensors) and cell (rules, 2 * units, tensors) in place.
 struct DefaultControlArguments {
@@ -108,7 +109,7 @@ struct DefaultKeptArguments {
 };
 
 // A step of `rules` sets of weights, each with tensors of these sizes side by side: (rules, N)
-// gradients, parameters and steps, (rules, 2, N) moments, (rules, 2 H, N) cell, all float32.
+// gradients, parameters and steps, (rules, 3, N) moments, (rules, 2 H, N) cell, all float32.
 struct DefaultRunsArguments {
   const int64_t* sizes;
   const float *grads, *params;
