@@ -9,11 +9,12 @@
 
 Problems are in `benchmarks.general.items`, three runs of each. Every tuned baseline has the rate of
 its grid that ends lowest on these very runs, chosen for each problem with hindsight; the learned
-rule has nothing chosen, and is run without and with `total_steps`. Final
-loss: the mean over the last 5 % of the steps. A ratio of two of them is clipped to [0.1, 10] in
-each run, after adding 1e-5 of the loss at the start to both; means over runs and problems are
-geometric, intervals are bootstrapped over problems. A late rise: the mean over the last 10 % of the
-steps is above 1.1 times the lowest such mean of the run.
+rule has nothing chosen, and is run without and with `total_steps`, and without but evaluated within
+`LearnedOptimizer.averaged` over the last tenth of the steps, as schedule-free optimizers are by
+their own `eval`. Final loss: the mean over the last 5 % of the steps. A ratio of two of them is
+clipped to [0.1, 10] in each run, after adding 1e-5 of the loss at the start to both; means over
+runs and problems are geometric, intervals are bootstrapped over problems. A late rise: the mean
+over the last 10 % of the steps is above 1.1 times the lowest such mean of the run.
 Baselines and controls are kept in results/baselines/generalization; needs the extra `benchmarks`
 only to fill that. Writes results/generalization_<split>.json and .png, problem by problem, and goes
 on from what it finds there of the same weights.
@@ -34,7 +35,7 @@ from benchmarks.general.report import show
 from benchmarks.general.scores import judge
 from benchmarks.general.steppers import Unrolled, learned
 from benchmarks.general.store import (
-    TOLD,
+    ENDS,
     MakeStepper,
     Record,
     baselines,
@@ -119,14 +120,14 @@ def main() -> None:
     items = chosen(options.split, options.tasks)
     records = merged(items, options.split, {})
     if options.baselines_only:
-        show(records, {key: judge(records, key) for key in ("hand", "hand" + TOLD)})
+        show(records, {key: judge(records, key) for key in ("hand" + end for end in ENDS)})
         return
     path = options.output / f"generalization_{options.split}.json"
     make = learned if options.optimizer else Unrolled
     rule = load_rule(options.rule)
     content = evaluate(options.split, items, rule, path, make, again=options.again)
     records = merged(items, options.split, content["items"])
-    content["summary"] = {key: judge(records, key) for key in (RULE, RULE + TOLD)}
+    content["summary"] = {key: judge(records, key) for key in (RULE + end for end in ENDS)}
     write_json(path, content)
     show(records, content["summary"])
     draw(records, content["rule"]["name"], path.with_suffix(".png"))

@@ -29,7 +29,7 @@ from benchmarks.cost_table import step_time
 from benchmarks.default_bases import column, kinds
 from benchmarks.default_headroom import by_horizon
 from benchmarks.default_headroom import table as gains
-from benchmarks.general.store import LABELS, TOLD
+from benchmarks.general.store import LABELS, MEAN, TOLD
 from benchmarks.markdown import markdown, number
 from benchmarks.results import RESULTS
 from benchmarks.short_runs import ENTRIES, LISTS, mean
@@ -159,23 +159,25 @@ def generalization(content: Mapping[str, Any]) -> str:
     """The table of `benchmarks.generalization`."""
     if content["split"] not in PROBLEMS:
         return ""
-    plain, told = (content["summary"][key] for key in ("rule", "rule" + TOLD))
+    ends = ("", MEAN, TOLD)
+    judged = {end: content["summary"]["rule" + end] for end in ends}
     rows = []
     for rival, label in LABELS.items():
-        pairs = [plain["versus"].get(rival), told["versus"].get(rival + TOLD)]
-        pairs[1] = pairs[1] or told["versus"].get(rival)
+        found = {end: facts["versus"] for end, facts in judged.items()}
+        pairs = [pairs.get(rival + end) or pairs.get(rival) for end, pairs in found.items()]
         if all(pairs):
             rows.append([label, *(cell for pair in pairs for cell in _pair(pair))])
-    tests = [facts["test_versus"]["adam"] for facts in (plain, told)]
+    tests = [facts["test_versus"]["adam"] for facts in judged.values()]
     rows.append(["Adam, best rate: test loss", *(cell for pair in tests for cell in _pair(pair))])
-    rises = [f"{facts['late_rises']} of {facts['runs']}" for facts in (plain, told)]
-    rows.append(["runs that rise late", rises[0], "", rises[1], ""])
-    problems = plain["versus"]["adam"]["problems"]
+    rises = [f"{facts['late_rises']} of {facts['runs']}" for facts in judged.values()]
+    rows.append(["runs that rise late", *(cell for rise in rises for cell in (rise, ""))])
+    problems = judged[""]["versus"]["adam"]["problems"]
     header = [
         f"`{content['rule']['name']}` on {problems} {PROBLEMS[content['split']]}: "
         "final loss over that of"
     ]
-    return markdown([*header, "ratio (95 %)", "wins", "`total_steps` told", "wins"], rows)
+    columns = ("ratio (95 %)", "within `averaged()`", "`total_steps` told")
+    return markdown([*header, *(cell for column in columns for cell in (column, "wins"))], rows)
 
 
 def _pair(pair: Mapping[str, Any]) -> tuple[str, str]:

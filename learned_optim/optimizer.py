@@ -8,14 +8,15 @@ warns of broken gradients in `alarm`.
 
 The class in the order of its life, under three headings: it is made, with its rules and groups
 (`__init__` to `add_param_group`); it takes steps (`step`, `_move`), for which it lays out what
-moves (`_collect` to `_weights`); it is copied, pickled and resumed (`__getstate__` to
-`load_state_dict`).
+moves (`_collect` to `_weights`); it is looked at (`averaged`), copied, pickled and resumed
+(`__getstate__` to `load_state_dict`).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias, overload
 
 import torch
@@ -24,6 +25,7 @@ from torch.optim import Optimizer
 
 from learned_optim import resume, shards
 from learned_optim.alarm import Alarm
+from learned_optim.averages import Place, at_mean
 from learned_optim.backends import (
     FUSED,
     Backend,
@@ -111,6 +113,7 @@ class LearnedOptimizer(Optimizer):
         self._rules: dict[tuple[str, str], LoadedRule] = {}
         self._remember(loaded)
         self._alarm = Alarm()
+        self._looked_at = False
         self._drop_scratch()
         # The loaded rule, not its name, so that `type(self)(params, **self.defaults)` works, as
         # ZeroRedundancyOptimizer has it. Groups hold plain values only.
@@ -201,8 +204,11 @@ class LearnedOptimizer(Optimizer):
             What the closure returned.
 
         Raises:
-            RuntimeError: a gradient is sparse; nothing has changed then.
+            RuntimeError: a gradient is sparse, or this is within `averaged`; nothing has changed
+                then.
         """
+        if self._looked_at:
+            raise RuntimeError("a step within averaged(), after which parameters move back")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -334,7 +340,53 @@ class LearnedOptimizer(Optimizer):
             self._cast[key] = {name: w.to(device, dtype) for name, w in weights.items()}
         return self._cast[key]
 
-    # -- copied, pickled, resumed ------------------------------------------------------------------
+    # -- looked at, copied, pickled, resumed -------------------------------------------------------
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the block, parameters are at the mean of where the steps have led.
+
+        To evaluate a model or to save it, where the end of the training is not known: the mean is
+        quieter than where the last step has led. To go on from a checkpoint, save outside of the
+        block what lies outside of it. It takes one more copy of the parameters for as
+        long as the block lasts, and afterwards they are back to the bit. Where `total_steps` was
+        told, steps get quiet by themselves, and there is little to gain; parameters whose rule
+        defers nothing, or that have not taken a step, stay as they are. The mean is that of the
+        steps: with a changing `lr` it is one of steps at today's.
+
+        Raises:
+            RuntimeError: in `step`, within the block.
+
+        Example:
+            >>> import torch
+            >>> model = torch.nn.Linear(4, 1)
+            >>> optimizer = LearnedOptimizer(model.parameters())
+            >>> with optimizer.averaged():
+            ...     loss = model(torch.ones(8, 4)).square().mean()
+        """
+        if self._looked_at:
+            raise RuntimeError("averaged() is in use: parameters are at the mean already")
+        self._looked_at = True
+        try:
+            with at_mean(self._places()):
+                yield
+        finally:
+            self._looked_at = False
+
+    def _places(self) -> Iterator[Place]:
+        """Of all parameters that have a mean."""
+        for group in self.param_groups:
+            rule = self._rule_of(group).rule
+            if rule.owing is None:
+                continue
+            key, row = rule.owing
+            for param in group["params"]:
+                state = self.state.get(param)
+                if state:
+                    local = shards.to_local(param.detach())
+                    owed = shards.to_local(state[key])[row]
+                    weights = self._weights(group, local.device, owed.dtype)
+                    yield Place(local, owed, group["lr"] * (1 - rule.share(weights)))
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles keep: torch's three, and the rules."""
@@ -350,6 +402,7 @@ class LearnedOptimizer(Optimizer):
                 group.setdefault(key, self.defaults[key])
         if "_alarm" not in self.__dict__:
             self._alarm = Alarm()
+            self._looked_at = False
         self._drop_scratch()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -172,8 +172,9 @@ def test_the_fast_way_of_running_a_rule_is_the_optimizer_itself(family, control)
     # The optimizer keeps the coordinates' cells in halves.
     torch.testing.assert_close(fast.curve, real.curve, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(fast.test, real.test, rtol=1e-3, atol=1e-4)
-    # Told or not: two different runs.
-    assert len({f"{value:.5f}" for value in fast.final[0].tolist()}) == 2
+    # Told or not: two different runs. The third is the first until it is looked at.
+    assert fast.curve[0, 2, 0] == pytest.approx(float(fast.curve[0, 0, 0]), rel=1e-4)
+    assert len({f"{value:.5f}" for value in fast.final[0].tolist()}) == 3
 
 
 def test_rules_of_two_configs_cannot_be_run_side_by_side():
@@ -356,7 +357,7 @@ def test_a_rule_with_the_weights_of_a_control_is_not_run_again(own_split, monkey
     assert store.from_control("validation", item, "rule", hand) == {}
     record = store.baselines("validation", item, progress=False)
     found = store.from_control("validation", item, "rule", hand)
-    assert found == {"rule" + end: record["entries"]["hand" + end] for end in ("", "_told")}
+    assert found == {"rule" + end: record["entries"]["hand" + end] for end in store.ENDS}
     monkeypatch.setattr(generalization, "run_rules", None)
     path = own_split / "out.json"
     content = generalization.evaluate("validation", [item], hand, path)
@@ -416,21 +417,30 @@ def test_an_optimizer_of_a_package_that_is_missing_says_how_to_get_it():
 
 def test_the_readme_gets_a_table_of_problems_that_nothing_was_chosen_by():
     records = {
-        "a": record(rule=[0.5], rule_told=[0.25], adam=[1.0], hand=[1.0], hand_told=[0.5]),
+        "a": record(
+            rule=[0.5],
+            rule_told=[0.25],
+            rule_mean=[0.4],
+            adam=[1.0],
+            hand=[1.0],
+            hand_told=[0.5],
+            hand_mean=[0.8],
+        ),
     }
     content = {
         "split": "held_out",
         "rule": {"name": "default"},
-        "summary": {key: judge(records, key) for key in ("rule", "rule_told")},
+        "summary": {key: judge(records, key) for key in ("rule", "rule_told", "rule_mean")},
     }
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in table_of(content).splitlines()
     ]
-    assert rows[2] == ["Adam, best rate", "0.5 (0.5 to 0.5)", "100%", "0.25 (0.25 to 0.25)", "100%"]
+    ratios = ("0.5 (0.5 to 0.5)", "0.4 (0.4 to 0.4)", "0.25 (0.25 to 0.25)")
+    assert rows[2] == ["Adam, best rate", *(cell for ratio in ratios for cell in (ratio, "100%"))]
     assert rows[3][0] == "hand rule, no learning"
-    assert rows[3][3:] == ["0.5 (0.5 to 0.5)", "100%"]
-    assert rows[-1] == ["runs that rise late", "0 of 1", "", "0 of 1", ""]
+    assert rows[3][3:] == ["0.5 (0.5 to 0.5)", "100%"] * 2
+    assert rows[-1] == ["runs that rise late", *["0 of 1", ""] * 3]
     assert table_of(content | {"split": "validation"}) == ""
     fine = table_of(content | {"split": "fine_tuning"}).splitlines()
     assert "on 1 networks that were trained before" in fine[0]

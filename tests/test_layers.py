@@ -38,6 +38,7 @@ LAYERS = {
     "cost": 4,
     "describe": 4,
     "resume": 3,
+    "averages": 3,
     "matrix_stage": 4,
     "optimizer": 4,
     "reporting": 0,

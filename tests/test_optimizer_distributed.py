@@ -6,6 +6,7 @@ they brought back, mostly beside the same training in this one process.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -42,12 +43,17 @@ def both(ranks: list[dict[str, Any]], name: str) -> list[Any]:
 
 
 def alone(
-    rule: str, sizes: tuple[int, ...] = (6, 8, 4, 2), steps: int = 5, **options: Any
+    rule: str,
+    sizes: tuple[int, ...] = (6, 8, 4, 2),
+    steps: int = 5,
+    mean: bool = False,
+    **options: Any,
 ) -> list[Tensor]:
     model = mlp(sizes=sizes)
     optimizer = two.optimizer_for(model.parameters(), rule, **options)
     fit(model, optimizer, data(steps, out=sizes[-1]))
-    return snapshot(model)
+    with optimizer.averaged() if mean else nullcontext():
+        return snapshot(model)
 
 
 @pytest.mark.parametrize("name", ["ddp", "zero"])
@@ -61,9 +67,12 @@ def test_data_parallel_training_equals_one_process(ranks: list[dict[str, Any]], 
 @CASES
 @pytest.mark.parametrize("rule", ["lstm", "normalised", "default"])
 def test_sharded_training_equals_one_process(ranks: list[dict[str, Any]], rule: str, sizes: str):
-    (first, layouts), (second, _) = both(ranks, f"train {rule} {sizes}")
+    (first, layouts, mean), (second, _, other) = both(ranks, f"train {rule} {sizes}")
     assert same(first, second)
     assert_near(first, alone(rule, two.SIZES[sizes]), 2e-5)
+    assert same(mean, other)
+    assert_near(mean, alone(rule, two.SIZES[sizes], mean=True), 2e-5)
+    assert same(mean, first) == (rule != "default")  # the only one that defers
     found = two.RULES[rule].rule
     rows = {key: found.state_spec[key].rows for key in found.keys_per("coordinate")}
     assert len(layouts) == 6 * len(rows)

@@ -109,7 +109,9 @@ def train(rank: int, folder: Path, *, rule: str, sizes: str) -> Any:
                 assert value.placements == (Shard(1),)
                 assert value.to_local().shape[1:] == param.to_local().shape  # type: ignore[operator]
                 layouts.append((key, tuple(value.shape), tuple(param.shape)))
-    return whole(model.parameters()), layouts
+    with optimizer.averaged():
+        means = whole(model.parameters())
+    return whole(model.parameters()), layouts, means
 
 
 def broken_gradient(rank: int, folder: Path) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.general.scores import log_ratio, profile
-from benchmarks.general.store import LABELS, PLAIN_ADAM, TOLD, Record
+from benchmarks.general.store import LABELS, MEAN, PLAIN_ADAM, TOLD, Record
 from benchmarks.plotting import STYLE
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ _LEARNED = "#c8102e"
 # Muted, and apart in lightness too, as in `plotting`.
 _LOOKS: dict[str, tuple[str, str, float]] = {
     RULE + TOLD: (_LEARNED, "-", 2.4),
+    RULE + MEAN: (_LEARNED, ":", 2.0),
     RULE: (_LEARNED, "--", 2.0),
     "hand" + TOLD: ("#d98a94", ":", 1.6),
     "muon_cosine": ("#2b2d42", "-", 1.6),
@@ -29,14 +30,20 @@ _LOOKS: dict[str, tuple[str, str, float]] = {
     "prodigy": ("#b07a9e", "-.", 1.1),
     "schedule_free": ("#999999", "-.", 1.1),
 }
-_MARKS = ("adamw_cosine", "muon_cosine", RULE, RULE + TOLD)
+_MARKS = ("adamw_cosine", "muon_cosine", RULE, RULE + MEAN, RULE + TOLD)
+_FILLED = {RULE: "white", RULE + MEAN: "#f0b6bf"}
 _FACTORS = [10 ** (k / 60) for k in range(61)]
 # How far an axis of factors reaches either way, and its ticks above 1.
 _SPANS: dict[float, tuple[float, ...]] = {3.5: (1.5, 2, 3), 11.0: (3, 10)}
 
 
 def _label(key: str, name: str) -> str:
-    known = {RULE: name, RULE + TOLD: f"{name}, total_steps told", "hand" + TOLD: "hand rule, told"}
+    known = {
+        RULE: name,
+        RULE + TOLD: f"{name}, total_steps told",
+        RULE + MEAN: f"{name}, within averaged()",
+        "hand" + TOLD: "hand rule, told",
+    }
     return known.get(key) or LABELS[key]
 
 
@@ -81,7 +88,7 @@ def _problems(axes: Axes, records: Mapping[str, Record], keys: list[str], name: 
             range(len(ratios)),
             s=40 if key.startswith(RULE) else 14,
             marker="o" if key.startswith(RULE) else "D",
-            facecolors="white" if key == RULE else colour,
+            facecolors=_FILLED.get(key, colour),
             edgecolors=colour,
             linewidths=1.4,
             label=_label(key, name),

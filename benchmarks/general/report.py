@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.general.scores import log_ratio, mean_loss
-from benchmarks.general.store import LABELS, PLAIN_ADAM, TOLD, Record
+from benchmarks.general.store import LABELS, MEAN, PLAIN_ADAM, TOLD, Record
 
 COLUMNS = ("adam", "adamw_cosine", "muon_cosine", "momentum_cosine", PLAIN_ADAM, "prodigy")
 COLUMNS += ("schedule_free", "hand" + TOLD)
@@ -15,8 +15,9 @@ COLUMNS += ("schedule_free", "hand" + TOLD)
 
 def label(key: str) -> str:
     """For people."""
-    name = key.removesuffix(TOLD)
-    return LABELS.get(name, name) + (", told" if key.endswith(TOLD) else "")
+    name = key.removesuffix(TOLD).removesuffix(MEAN)
+    ends = {TOLD: ", told", MEAN: ", at the mean"}
+    return LABELS.get(name, name) + ends.get(key.removeprefix(name), "")
 
 
 def summary_lines(judged: Mapping[str, Mapping[str, Any]]) -> list[str]:

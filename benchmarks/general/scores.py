@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.general.grids import METHODS
-from benchmarks.general.store import LABELS, TOLD, Entry, Record
+from benchmarks.general.store import LABELS, MEAN, TOLD, Entry, Record
 from benchmarks.general.training import FLOOR
 from benchmarks.statistics import summary
 
@@ -70,9 +70,9 @@ def speed(record: Record, key: str) -> list[float]:
 
 def judge(records: Mapping[str, Record], key: str) -> dict[str, Any]:
     """Everything that the table says of one entry."""
-    told = TOLD if key.endswith(TOLD) else ""
+    told = next((end for end in (TOLD, MEAN) if key.endswith(end)), "")
     names = set.intersection(*(set(record["entries"]) for record in records.values()))
-    # Controls are told what the entry is told.
+    # Controls are told what the entry is told, and looked at as it is.
     rivals = [name + told if name + told in names else name for name in LABELS]
     rivals = [name for name in rivals if name in names and name != key]
     shares = torch.tensor([share for record in records.values() for share in speed(record, key)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -113,13 +114,30 @@ class Instances:
             getattr(optimizer, method, lambda: None)()
 
 
+class AtMean(LearnedOptimizer):
+    """Shown within `averaged`, by the two words of schedule-free optimizers."""
+
+    def eval(self) -> None:
+        """To the mean, if not there yet."""
+        self._within = ExitStack()
+        self._within.enter_context(self.averaged())
+
+    def train(self) -> None:
+        """Back to where it trains."""
+        getattr(self, "_within", ExitStack()).close()
+
+
 def learned(rules: Sequence[LoadedRule], steps: int) -> Instances:
-    """`LearnedOptimizer` with each rule, without and then with `total_steps`."""
+    """`LearnedOptimizer` with each rule: without and with `total_steps`, and shown at the mean."""
 
-    def maker(rule: LoadedRule, total: int | None) -> MakeOptimizer:
-        return lambda tensors: LearnedOptimizer(tensors, rule=rule, total_steps=total)
+    def makers(rule: LoadedRule) -> list[MakeOptimizer]:
+        return [
+            lambda tensors: LearnedOptimizer(tensors, rule=rule),
+            lambda tensors: LearnedOptimizer(tensors, rule=rule, total_steps=steps),
+            lambda tensors: AtMean(tensors, rule=rule),
+        ]
 
-    return Instances([maker(rule, told) for rule in rules for told in (None, steps)], joined=True)
+    return Instances([make for rule in rules for make in makers(rule)], joined=True)
 
 
 class Unrolled:
@@ -130,7 +148,8 @@ class Unrolled:
     the run here.
 
     Args:
-        rules: of one config; each is run without and then with `total_steps`.
+        rules: of one config; each is run without and with `total_steps`, and once more without,
+            shown at the mean.
         steps: that.
 
     Raises:
@@ -142,7 +161,7 @@ class Unrolled:
         if any(loaded.rule != rules[0].rule for loaded in rules):
             raise ValueError("rules side by side must have one config: run them one by one")
         self._rule = rules[0].rule
-        self._settings = [(loaded, told) for loaded in rules for told in (None, steps)]
+        self._settings = [(loaded, told) for loaded in rules for told in (None, steps, None)]
         self._weights = {
             key: torch.stack([loaded.weights[key] for loaded, _ in self._settings])
             for key in rules[0].weights
@@ -151,11 +170,14 @@ class Unrolled:
         self._layout: Layout | None = None
         self._state: State = {}
         self._step = 0
+        self._params: Params = {}
+        self._trained: Params = {}  # what `show` has put aside
 
     @torch.no_grad()
     def step(self, params: Params, grads: Params) -> None:
         """See `Stepper`."""
         self._step += 1
+        self._params = params
         layout = self._layout or Layout(self._rule, params, 2)
         theta = layout.join(params)
         if self._layout is None:
@@ -190,10 +212,23 @@ class Unrolled:
         return signals, {key: torch.stack([own[key] for _, own in found], dim=1) for key in state}
 
     def show(self) -> None:
-        """The parameters are what a user gets."""
+        """The third copy of each rule goes to the mean; the others are what a user gets."""
+        if self._layout is None or self._rule.owing is None:
+            return
+        key, row = self._rule.owing
+        owed = self._layout.split(self._state[key][..., row, :])
+        self._trained = {name: value.clone() for name, value in self._params.items()}
+        for copy, (loaded, _) in enumerate(self._settings):
+            if copy % 3 == 2:
+                way = 1 - loaded.rule.share(loaded.weights)
+                for name, value in self._params.items():
+                    value[:, copy] -= way * owed[name][:, copy]
 
     def hide(self) -> None:
-        """Nothing to undo."""
+        """Back to where they train."""
+        for name, value in self._trained.items():
+            self._params[name].copy_(value)
+        self._trained = {}
 
 
 class Packaged(NamedTuple):

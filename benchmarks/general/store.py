@@ -28,6 +28,8 @@ from learned_optim.rules.hand import HAND_SCALE
 from learned_optim.weights import LoadedRule, in_memory
 
 TOLD = "_told"  # ends the key of an entry that was told `total_steps`
+MEAN = "_mean"  # of one that was not, and is looked at within `averaged`
+ENDS = ("", TOLD, MEAN)
 PLAIN_ADAM = "adam_default"
 GENTLE = 0.3
 LABELS: dict[str, str] = {
@@ -126,8 +128,8 @@ def identity(key: str, methods: Mapping[str, Method] = METHODS) -> str:
 
 
 def has_rule(entries: Mapping[str, Entry], key: str, rule: LoadedRule) -> bool:
-    """Whether both of a rule's entries are there, of these very weights."""
-    return all(entries.get(name, {}).get("id") == rule.sha256 for name in (key, key + TOLD))
+    """Whether all of a rule's entries are there, of these very weights."""
+    return all(entries.get(key + end, {}).get("id") == rule.sha256 for end in ENDS)
 
 
 def from_control(split: str, item: Item, key: str, rule: LoadedRule) -> dict[str, Entry]:
@@ -135,7 +137,7 @@ def from_control(split: str, item: Item, key: str, rule: LoadedRule) -> dict[str
     entries = read(cache_path(split, item)).get("entries", {})
     for name, control in controls(split).items():
         if control.sha256 == rule.sha256 and has_rule(entries, name, control):
-            return {key: entries[name], key + TOLD: entries[name + TOLD]}
+            return {key + end: entries[name + end] for end in ENDS}
     return {}
 
 
@@ -146,7 +148,7 @@ def run_rules(
     progress: bool = True,
     make: MakeStepper = Unrolled,
 ) -> dict[str, Entry]:
-    """Entries `<key>` and `<key>_told` of each rule.
+    """Entries `<key>`, `<key>_told` and `<key>_mean` of each rule.
 
     Args:
         item: the problem.
@@ -158,8 +160,8 @@ def run_rules(
     outcome = train(item, lambda: make(list(rules.values()), item.steps), label)
     found = {}
     for index, (key, rule) in enumerate(rules.items()):
-        for told, suffix in enumerate(("", TOLD)):
-            found[key + suffix] = {"id": rule.sha256} | entry(outcome, 2 * index + told)
+        for place, end in enumerate(ENDS):
+            found[key + end] = {"id": rule.sha256} | entry(outcome, len(ENDS) * index + place)
     return found
 
 

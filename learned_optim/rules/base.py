@@ -146,6 +146,10 @@ class UpdateRule(ABC):
         """
         return self, weights
 
+    def share(self, weights: Weights) -> Tensor:
+        """The share of a step that is taken later, `(...)`; of a rule with `owing`."""
+        raise NotImplementedError(f"{self.name} defers nothing")
+
     def init_state(self, param: Tensor, shape: tuple[int, ...] | None = None) -> State:
         """Zero state for `param` of any shape, on its device, in the storage dtypes of the spec.
 

@@ -134,6 +134,10 @@ class Default(UpdateRule):
             shapes |= {f"{level}.head.w": (outputs, hidden), f"{level}.head.b": (outputs,)}
         return shapes
 
+    def share(self, weights: Weights) -> Tensor:
+        """A constant of the hand rule."""
+        return constant(weights, "logit_share").sigmoid().squeeze(-1)
+
     def init_weights(self, generator: torch.Generator) -> Weights:
         """The hand rule: heads zero, LSTMs as torch.nn.LSTM's but for the controller's memory."""
         weights = hand_weights()
