@@ -208,7 +208,10 @@ class LearnedOptimizer(Optimizer):
                 then.
         """
         if self._looked_at:
-            raise RuntimeError("a step within averaged(), after which parameters move back")
+            raise RuntimeError(
+                "step() within averaged(): parameters are at a mean there that they leave again. "
+                "Take steps outside of the block"
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -346,16 +349,17 @@ class LearnedOptimizer(Optimizer):
     def averaged(self) -> Iterator[None]:
         """Within the block, parameters are at the mean of where the steps have led.
 
-        To evaluate a model or to save it, where the end of the training is not known: the mean is
-        quieter than where the last step has led. To go on from a checkpoint, save outside of the
-        block what lies outside of it. It takes one more copy of the parameters for as
-        long as the block lasts, and afterwards they are back to the bit. Where `total_steps` was
-        told, steps get quiet by themselves, and there is little to gain; parameters whose rule
-        defers nothing, or that have not taken a step, stay as they are. The mean is that of the
-        steps: with a changing `lr` it is one of steps at today's.
+        To evaluate a model or to hand it on, where the end of the training is not known: the mean
+        is quieter than where the last step has led (`rules.deferral` has the source). Where
+        `total_steps` was told, steps get quiet by themselves, and there is little to gain.
+        Parameters whose rule defers nothing, or that have not taken a step, stay as they are. With
+        an `lr` that changes, the mean is one of steps at today's.
+
+        It takes one more copy of the parameters for as long as the block lasts, and afterwards they
+        are back to the bit. A checkpoint to go on from belongs outside of the block.
 
         Raises:
-            RuntimeError: in `step`, within the block.
+            RuntimeError: within another such block; and from `step` within this one.
 
         Example:
             >>> import torch
@@ -386,7 +390,9 @@ class LearnedOptimizer(Optimizer):
                     local = shards.to_local(param.detach())
                     owed = shards.to_local(state[key])[row]
                     weights = self._weights(group, local.device, owed.dtype)
-                    yield Place(local, owed, group["lr"] * (1 - rule.share(weights)))
+                    yield Place(
+                        local, owed, group["lr"] * (1 - rule.share(weights, group["total_steps"]))
+                    )
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles keep: torch's three, and the rules."""

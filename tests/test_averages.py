@@ -80,7 +80,7 @@ def test_neither_a_step_nor_a_second_look_within():
     params, optimizer, _ = trained()
     with optimizer.averaged():
         within = copies(params)
-        with pytest.raises(RuntimeError, match="step within averaged"):
+        with pytest.raises(RuntimeError, match="Take steps outside"):
             optimizer.step()
         with pytest.raises(RuntimeError, match="in use"), optimizer.averaged():
             pass

@@ -29,7 +29,7 @@ from learned_optim.tasks import Quadratic
 from learned_optim.weights import in_memory
 
 SHAPES = ((6, 4), (5,), (3, 2, 2, 2), (), (1,), (1, 7), (4, 9), (2, 12))
-HORIZONS = pytest.mark.parametrize("total_steps", [None, 20])
+HORIZONS = pytest.mark.parametrize("total_steps", [None, 20, 150])
 RULE = Default(hidden=3, controller=5)
 
 
@@ -165,6 +165,8 @@ def hand_steps(param: Tensor, grads: list[Tensor], total_steps: int | None) -> T
     m, v = torch.zeros_like(param), torch.zeros_like(param)
     whole, mean = param, param  # z and x of `deferral`
     waits, pace = sigmoid(HAND["logit_share"][0]), math.exp(HAND["log_due"][0])
+    if total_steps is not None:
+        waits *= min(max(math.log2(total_steps / 100), 0), 1)
     heard, seen, dead = Heard(), None, 1e-12
     if param.dim() > 1:
         short, long = sorted(as_matrix(tuple(param.shape)))
@@ -434,7 +436,8 @@ def trained(scale: float) -> list[Tensor]:
 def test_the_scale_of_the_loss_does_not_matter(scale: float):
     start = parameters(((6, 4), (4,)))
     for found, expected, first in zip(trained(scale), trained(1.0), start, strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=3e-4)
+        # A factor that is no power of two rounds otherwise, which such weights amplify.
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
         assert (expected - first).abs().mean() > 1e-2
 
 

@@ -85,6 +85,16 @@ def test_the_first_step_is_taken_whole_and_less_falls_due_as_time_goes_on():
     torch.testing.assert_close(parts, torch.tensor([1.0, 0.1]))  # never slower than the plain mean
 
 
+@pytest.mark.parametrize(
+    ("told", "part"), [(1, 0), (100, 0), (141.42135, 0.5), (200, 1), (10_000, 1)]
+)
+def test_a_run_that_is_told_few_steps_defers_nothing(told: float, part: float):
+    clock = Clock(torch.tensor([7.0]), torch.tensor([told]))
+    share, _ = deferred(clock, hand_weights())
+    assert share == pytest.approx(part * SHARE, abs=1e-6)
+    assert Default().share(hand_weights(), int(told)) == pytest.approx(float(share), abs=4e-3)
+
+
 @pytest.mark.parametrize("name", sorted(RULES))
 def test_a_rule_that_defers_says_where_it_keeps_what_is_owed(name: str):
     rule = RULES[name]()

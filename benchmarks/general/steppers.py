@@ -218,9 +218,9 @@ class Unrolled:
         key, row = self._rule.owing
         owed = self._layout.split(self._state[key][..., row, :])
         self._trained = {name: value.clone() for name, value in self._params.items()}
-        for copy, (loaded, _) in enumerate(self._settings):
+        for copy, (loaded, told) in enumerate(self._settings):
             if copy % 3 == 2:
-                way = 1 - loaded.rule.share(loaded.weights)
+                way = 1 - loaded.rule.share(loaded.weights, told)
                 for name, value in self._params.items():
                     value[:, copy] -= way * owed[name][:, copy]
 

@@ -146,7 +146,7 @@ class UpdateRule(ABC):
         """
         return self, weights
 
-    def share(self, weights: Weights) -> Tensor:
+    def share(self, weights: Weights, total_steps: int | None) -> Tensor:
         """The share of a step that is taken later, `(...)`; of a rule with `owing`."""
         raise NotImplementedError(f"{self.name} defers nothing")
 

@@ -52,6 +52,7 @@ from learned_optim.rules.hand import (
     hand_schedule,
     hand_shapes,
     hand_weights,
+    waiting,
 )
 from learned_optim.rules.ranges import bounded, tiny
 
@@ -134,9 +135,11 @@ class Default(UpdateRule):
             shapes |= {f"{level}.head.w": (outputs, hidden), f"{level}.head.b": (outputs,)}
         return shapes
 
-    def share(self, weights: Weights) -> Tensor:
-        """A constant of the hand rule."""
-        return constant(weights, "logit_share").sigmoid().squeeze(-1)
+    def share(self, weights: Weights, total_steps: int | None) -> Tensor:
+        """A constant of the hand rule, but in short runs."""
+        like = constant(weights, "logit_share")
+        total = None if total_steps is None else torch.full_like(like, total_steps)
+        return waiting(total, weights).squeeze(-1)
 
     def init_weights(self, generator: torch.Generator) -> Weights:
         """The hand rule: heads zero, LSTMs as torch.nn.LSTM's but for the controller's memory."""

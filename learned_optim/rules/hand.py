@@ -45,6 +45,7 @@ LONG, LONG_POWER = 1000.0, 0.5
 # Where the horizon is known: the share of it that the warm-up may take; below so many steps, the
 # fewer they are the longer each, so that a run of 20 gets somewhere; below the last, no longer.
 RISING, SHORT, SHORTEST = 0.1, 300.0, 5.0
+BRIEF = 100.0  # steps: a run that is told so few defers nothing, one that is told twice as many all
 # Stored as value / HAND_SCALE: one size of perturbation and one meta-learning rate then suit these
 # constants, where a change of 0.5 is small, and the networks' weights, where 0.1 is.
 HAND_SCALE = 5.0
@@ -110,7 +111,13 @@ def deferred(clock: Clock, weights: Weights) -> tuple[Tensor, Tensor]:
     """The share of a step that waits and the part of what is owed that falls due, `(..., T)`."""
     # All of it at the first step. Below 1 what is taken could grow beyond every step.
     pace = constant(weights, "log_due").exp().clamp_min(1)
-    return constant(weights, "logit_share").sigmoid(), pace / (clock.step + pace - 1)
+    return waiting(clock.total_steps, weights), pace / (clock.step + pace - 1)
+
+
+def waiting(total_steps: Tensor | None, weights: Weights) -> Tensor:
+    """The share of a step that waits, `(..., T)`; none in a run that was told `BRIEF` steps."""
+    share = constant(weights, "logit_share").sigmoid()
+    return share if total_steps is None else share * (total_steps / BRIEF).log2().clamp(0, 1)
 
 
 def by_kind(pair: Tensor, facts: dict[str, Tensor]) -> Tensor:

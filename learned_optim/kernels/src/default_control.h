@@ -29,7 +29,7 @@ struct Hand {
 constexpr int HAND = sizeof(Hand) / sizeof(float);
 constexpr float HAND_SCALE = 5.0f;
 constexpr float LONG = 1000.0f, LONG_POWER = 0.5f;
-constexpr float RISING = 0.1f, SHORT = 300.0f, SHORTEST = 5.0f;
+constexpr float RISING = 0.1f, SHORT = 300.0f, SHORTEST = 5.0f, BRIEF = 100.0f;
 constexpr float SLOWEST = -4.0f, FASTEST = 2.5f, SMOOTH = 10.0f, SETTLED = 100.0f;
 constexpr float AGAINST = -0.5f, LARGE = 9.0f;
 constexpr float SHORT_RUN = 200.0f, FIRST = 10.0f, FIRST_AGAINST = 0.1f, FIRST_LARGE = 6.0f;
@@ -89,6 +89,13 @@ INLINE vf hand_schedule(const Hand& hand, const Time& time) {
     fall *= vroot(vmax(SHORT / vmax(time.total, set1(SHORTEST)), set1(1.0f)));
   }
   return warmup * fall;
+}
+
+// The share of a step that is taken later.
+INLINE vf waiting(const Hand& hand, const Time& time) {
+  const vf share = set1(logistic(hand.logit_share));
+  if (!time.known) return share;
+  return share * clamp(log_normal(time.total * (1 / BRIEF)) * LOG2_E, 0, 1);
 }
 
 INLINE vf agreement(const Means& means) {
@@ -241,7 +248,7 @@ INLINE void write_signals(const Hand& hand, const Means& means, const Facts& fac
       set1(expf(hand.log_gain)),
       tanh(load(advice + 3 * TV)),
       tanh(load(advice + 4 * TV)),
-      set1(logistic(hand.logit_share)),
+      waiting(hand, time),
       haste / (time.step + haste - 1.0f),
   };
 #pragma GCC unroll 16
