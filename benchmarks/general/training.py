@@ -67,6 +67,7 @@ def train(item: Item, make_stepper: Callable[[], Stepper], label: str = "") -> O
     bar.close()
     stepper.show()
     test = _test_loss(item, runs, params)
+    stepper.hide()
     return summarize(torch.stack(losses, dim=-1).double(), test)
 
 
