@@ -188,11 +188,21 @@ def _pair(pair: Mapping[str, Any]) -> tuple[str, str]:
 def real_scale(content: Mapping[str, Any]) -> str:
     """The table of `benchmarks.real_scale`."""
     rows = [
-        [run["label"], number(run["final_loss"]), number(run["test_loss"])]
+        [run["label"], number(run["final_loss"]), number(run["test_loss"]), *_at_mean(run)]
         for run in content["runs"].values()
     ]
     size = f"{content['parameters'] / 1e6:.1f}M parameters, {content['size']['steps']} steps"
-    return markdown([f"Language model, {size}", "training loss", "test loss"], rows)
+    header = [
+        f"Language model, {size}",
+        "training loss",
+        "test loss",
+        "the same within `averaged()`",
+    ]
+    return markdown(header, rows)
+
+
+def _at_mean(run: Mapping[str, Any]) -> tuple[str]:
+    return (number(run["test_loss_averaged"]) if "test_loss_averaged" in run else "",)
 
 
 def short_runs(content: Mapping[str, Any]) -> str:

@@ -5,12 +5,13 @@
     python -m benchmarks.real_scale --quick           a tiny model, a few steps, written nowhere
 
 A causal transformer on the characters of Shakespeare, from the held-out list: `default` without and
-with `total_steps`, AdamW with a cosine at four rates, and with a warm-up at four; Muon on hidden
-matrices, AdamW on the rest, with warm-up and cosine, at four; Prodigy (extra `benchmarks`) as it
-installs and with the cosine that its authors advise. Everyone sees the same start and the same
-minibatches. All sixteen runs take over two hours of one core: a step of `default` or Muon costs
-about half as much as the gradient, one of AdamW next to nothing. Checkpoints lie in `--folder`;
-results go to results/real_scale.json and results/real_scale.png, after every run that is complete.
+with `total_steps`, tested within `LearnedOptimizer.averaged` too; AdamW with a cosine at four rates,
+and with a warm-up at four; Muon on hidden matrices, AdamW on the rest, with warm-up and cosine, at
+four; Prodigy (extra `benchmarks`) as it installs and with the cosine that its authors advise.
+Everyone sees the same start and the same minibatches. All sixteen runs take over two hours of one
+core: a step of `default` or Muon costs about half as much as the gradient, one of AdamW next to
+nothing. Checkpoints lie in `--folder`; results go to results/real_scale.json and
+results/real_scale.png, after every run that is complete.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -190,6 +192,11 @@ class Training:
         self.seconds["gradient"] += middle - begin
         self.seconds["step"] += time.process_time() - middle
 
+    def averaged(self) -> AbstractContextManager[None] | None:
+        """Where a learned rule has its parameters at the mean."""
+        optimizer = self._optimizer
+        return optimizer.averaged() if isinstance(optimizer, LearnedOptimizer) else None
+
     @torch.no_grad()
     def test_loss(self) -> float:
         """Mean over fixed minibatches of the test split."""
@@ -235,10 +242,15 @@ class Training:
 def facts(contender: Contender, training: Training) -> dict[str, Any]:
     """Of a complete run, for the results."""
     tail = training.losses[-max(1, round(FINAL * training.size.steps)) :]
+    at_mean = {}
+    if (averaged := training.averaged()) is not None:
+        with averaged:
+            at_mean = {"test_loss_averaged": training.test_loss()}
     return {
         "label": contender.label,
         "final_loss": sum(tail) / len(tail),
         "test_loss": training.test_loss(),
+        **at_mean,
         "cpu_seconds": {key: round(value, 1) for key, value in training.seconds.items()},
         "losses": [float(f"{loss:.4g}") for loss in training.losses],
     }

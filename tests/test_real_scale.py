@@ -78,6 +78,9 @@ def test_results_hold_complete_runs_and_are_drawn(tmp_path):
     assert json.loads(path.read_text())["runs"] == content["runs"]
     run = content["runs"]["default"]
     assert run["final_loss"] == pytest.approx(run["losses"][-1], rel=1e-3)
+    assert run["test_loss_averaged"] == pytest.approx(run["test_loss"], rel=0.1)
+    assert run["test_loss_averaged"] != run["test_loss"]
+    assert "test_loss_averaged" not in content["runs"]["adamw_0.001"]
     assert "AdamW + cosine, 0.001" in table(content)
     draw(content, path.with_suffix(".png"))
     assert path.with_suffix(".png").stat().st_size > 5_000
