@@ -5,7 +5,7 @@
     python -m benchmarks.real_scale --quick           a tiny model, a few steps, written nowhere
 
 A causal transformer on the characters of Shakespeare, from the held-out list: `default` without and
-with `total_steps`, tested within `LearnedOptimizer.averaged` too; AdamW with a cosine at four rates,
+with `total_steps`, tested within `LearnedOptimizer.averaged` too; AdamW with a cosine at four rates
 and with a warm-up at four; Muon on hidden matrices, AdamW on the rest, with warm-up and cosine, at
 four; Prodigy (extra `benchmarks`) as it installs and with the cosine that its authors advise.
 Everyone sees the same start and the same minibatches. All sixteen runs take over two hours of one

@@ -13,7 +13,8 @@ One step of one parameter tensor with N coordinates runs in three stages:
 
 A rule may ask for whole matrices before and after that: `has_basis` says which gradients it sees
 in a basis of their own (`bases`), with everything above in there too; `finish` changes the steps of
-others. And it may ask that part of every step be taken later (`owing`).
+others. And it may ask that part of every step be taken later (`owing`): callers then apply
+`deferral.defer` behind all stages, by the last two signals; `update` hands that row on as it is.
 
 Every function takes optional leading dimensions `...` (tasks, perturbations), on weights too.
 """
@@ -97,9 +98,7 @@ class UpdateRule(ABC):
         name: the key in `RULES` and in weight files.
         summary_size: K, the number of sums of `summarize`; 0 skips that pass over the memory.
         turning: (entry, row) of the coordinates' state that sum up gradients: a basis turns them.
-        owing: (entry, row) of the coordinates' state that holds what is owed of steps, where part
-            of each is taken later: callers apply `deferral.defer` behind all stages, by the last
-            two signals. `summarize` has no use for that row, and `update` hands it on.
+        owing: (entry, row) of the coordinates' state that is owed of steps; None: nothing is.
     """
 
     name: ClassVar[str]
