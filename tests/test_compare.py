@@ -269,6 +269,21 @@ def test_the_files_hold_the_numbers(tmp_path: Path):
     assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_is_evaluated_is_evaluated_at_the_mean_too(tmp_path: Path):
+    report = run_compare(small(tmp_path, model=with_evaluation, rule="default", seeds=1))
+    learned, mean, told, *_ = report.entries
+    assert mean.contender.name == "LearnedOptimizer, averaged()"
+    assert mean.final == pytest.approx(learned.final, rel=0.5)
+    assert mean.final != learned.final
+    assert told.contender.name == "LearnedOptimizer, total_steps"
+    assert "Not told but within averaged(), it" in report.text
+    assert (tmp_path / "compare.png").is_file()
+    # The training loss is what it is.
+    plain = run_compare(small(tmp_path, rule="default", seeds=1))
+    assert len(plain.entries) == len(report.entries) - 1
+    assert "averaged" not in plain.text
+
+
 def made_up(learned: float, tuned: dict[float, float], folder: Path) -> Report:
     contender = sgd(0.1)
     entries = [Entry(contender, [Run([1.0, learned])]) for _ in range(3)]

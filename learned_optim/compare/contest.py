@@ -16,7 +16,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from learned_optim.compare.factory import Factory, load_factory
+from learned_optim.compare.factory import Factory, build, load_factory
 from learned_optim.compare.report import Entry, Report
 from learned_optim.compare.training import Contender, Run, train
 from learned_optim.hub import load_rule
@@ -134,7 +134,7 @@ def run_compare(config: CompareConfig) -> Report:
 
         entries = [
             Entry(contender, runs(contender, 0, config.seeds))
-            for contender in _untuned(config, rule)
+            for contender in _untuned(config, rule, evaluated=_evaluates(factory))
         ]
         for anneal in (False, True):
             best, grid = _tuned(
@@ -153,8 +153,16 @@ def run_compare(config: CompareConfig) -> Report:
     return report
 
 
-def _untuned(config: CompareConfig, rule: LoadedRule) -> list[Contender]:
-    """What takes no search: the learned rule, without and with the horizon, and Adam's default."""
+def _evaluates(factory: Factory) -> bool:
+    """Whether contenders are compared by the user's `evaluate`."""
+    return build(factory, 0).evaluate is not None
+
+
+def _untuned(config: CompareConfig, rule: LoadedRule, *, evaluated: bool) -> list[Contender]:
+    """What takes no search: the learned rule, without and with the horizon, and Adam's default.
+
+    And the rule at its mean, where something is evaluated and it has one.
+    """
     decay = config.weight_decay
 
     def learned(params: Iterable[nn.Parameter]) -> LearnedOptimizer:
@@ -163,8 +171,13 @@ def _untuned(config: CompareConfig, rule: LoadedRule) -> list[Contender]:
     def told(params: Iterable[nn.Parameter]) -> LearnedOptimizer:
         return LearnedOptimizer(params, rule, weight_decay=decay, total_steps=config.steps)
 
+    has_mean = evaluated and rule.rule.owing is not None
+    at_mean = (
+        [Contender("LearnedOptimizer, averaged()", learned, averaged=True)] if has_mean else []
+    )
     return [
         Contender("LearnedOptimizer", learned),
+        *at_mean,
         Contender("LearnedOptimizer, total_steps", told),
         Contender(f"{config.adam_name}, default rate, 0.001", config.adam(1e-3)),
     ]

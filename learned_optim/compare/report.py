@@ -17,6 +17,7 @@ from learned_optim.reporting import against, aligned, draw_band, finite, plain
 from learned_optim.weights import LoadedRule
 
 COLORS = ("#d1495b", "#8f2d56", "#b8bfca", "#5c80bc", "#1d3557")
+AT_MEAN = "#e8a0a8"  # of the entry that is not always there, the second
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,9 @@ class Report:
         model: the factory's name.
         steps: of each run.
         rule: of LearnedOptimizer.
-        entries: LearnedOptimizer, the same told the horizon, Adam's default, then Adam's best
-            constant rate and its best rate with a cosine.
+        entries: LearnedOptimizer, the same within `averaged` (only where something is evaluated and
+            the rule has a mean), told the horizon; Adam's default, then Adam's best constant rate
+            and its best rate with a cosine.
         tuning_runs: runs for each rate of the grids.
         folder: where `write` puts the files.
     """
@@ -103,12 +105,17 @@ class Report:
 
     def verdict(self) -> str:
         """Where each LearnedOptimizer stands, and what the tuning cost; a line each."""
-        learned, told, default, constant, cosine = self.entries
+        learned, *at_mean, told, default, constant, cosine = self.entries
         lines = [
             f"LearnedOptimizer {against(learned.final, default.final, default.contender.name)}, "
             f"and {against(learned.final, constant.final, 'the best constant rate')}.",
             "Told total_steps, it "
             f"{against(told.final, cosine.final, 'the best rate with a cosine')}.",
+        ]
+        lines += [
+            "Not told but within averaged(), it "
+            f"{against(entry.final, cosine.final, 'the best rate with a cosine')}."
+            for entry in at_mean
         ]
         tuned = constant.seconds * len(constant.grid) + cosine.seconds * len(cosine.grid)
         lines.append(
@@ -166,7 +173,8 @@ class Report:
         left, right = figure.subplots(1, 2)
         values = [value for entry in self.entries for run in entry.runs for value in run.curve]
         scale = "log" if min(values) > 0 else "linear"
-        for entry, color in zip(self.entries, COLORS, strict=True):
+        colors = [*COLORS[:1], *[AT_MEAN] * (len(self.entries) > len(COLORS)), *COLORS[1:]]
+        for entry, color in zip(self.entries, colors, strict=True):
             curves = [[_shown(value) for value in run.curve] for run in entry.runs]
             draw_band(left, points(self.steps), curves, color, entry.contender.name)
             if entry.grid:

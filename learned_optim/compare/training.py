@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 
 from learned_optim.compare.factory import Factory, FactoryError, Problem, build, users
+from learned_optim.optimizer import LearnedOptimizer
 
 # Points of a curve; the last is the mean over the last twentieth of the steps.
 POINTS = 20
@@ -25,11 +27,19 @@ class Contender:
         name: in the table.
         make: called with the parameters.
         anneal: let a cosine take the learning rate to zero over the run.
+        averaged: evaluate within `LearnedOptimizer.averaged`.
     """
 
     name: str
     make: Callable[[Iterable[nn.Parameter]], Optimizer]
     anneal: bool = False
+    averaged: bool = False
+
+    def shown(self, optimizer: Optimizer) -> AbstractContextManager[None]:
+        """Where the parameters are what is evaluated."""
+        if self.averaged and isinstance(optimizer, LearnedOptimizer):
+            return optimizer.averaged()
+        return nullcontext()
 
 
 @dataclass
@@ -90,7 +100,8 @@ def train(
             value = _advance(problem, optimizer, schedule, until - done)
             run.seconds += time.perf_counter() - start
             if problem.evaluate is not None and math.isfinite(value):
-                value = _evaluated(problem.evaluate)
+                with contender.shown(optimizer):
+                    value = _evaluated(problem.evaluate)
         run.curve.append(value if math.isfinite(value) else math.inf)
         tick(until - done)
         done = until
