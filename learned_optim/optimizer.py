@@ -6,9 +6,9 @@ backend's and the rule's business. What options and gradients may be is in `opti
 checkpoint must be in `resume`, where the numbers of a distributed parameter lie in `shards`, who
 warns of broken gradients in `alarm`.
 
-The class in the order of its life, under three headings: it is made, with its rules and groups
+The class in the order of its life, under four headings: it is made, with its rules and groups
 (`__init__` to `add_param_group`); it takes steps (`step`, `_move`), for which it lays out what
-moves (`_collect` to `_weights`); it is looked at (`averaged`), copied, pickled and resumed
+moves (`_collect` to `_weights`); it is looked at (`averaged`); it is copied, pickled and resumed
 (`__getstate__` to `load_state_dict`).
 """
 
@@ -343,7 +343,7 @@ class LearnedOptimizer(Optimizer):
             self._cast[key] = {name: w.to(device, dtype) for name, w in weights.items()}
         return self._cast[key]
 
-    # -- looked at, copied, pickled, resumed -------------------------------------------------------
+    # -- looked at ---------------------------------------------------------------------------------
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -393,6 +393,8 @@ class LearnedOptimizer(Optimizer):
                     yield Place(
                         local, owed, group["lr"] * (1 - rule.share(weights, group["total_steps"]))
                     )
+
+    # -- copied, pickled, resumed ------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles keep: torch's three, and the rules."""

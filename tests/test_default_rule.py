@@ -36,9 +36,11 @@ RULE = Default(hidden=3, controller=5)
 def wild(rule: Default, seed: int = 0, size: float = 100.0) -> LoadedRule:
     """Weights of any size, heads included; the hand rule's constants as they are."""
     drawn = rule.init_weights(torch.Generator().manual_seed(seed))
-    weights = {
-        key: value if key.startswith("hand.") else size * randn(value.shape, seed + index)
-        for index, (key, value) in enumerate(drawn.items())
+    networks = [key for key in drawn if not key.startswith("hand.")]
+    # The same networks however many constants there are; 13 as there were when tests were written.
+    weights = drawn | {
+        key: size * randn(drawn[key].shape, seed + index)
+        for index, key in enumerate(networks, start=13)
     }
     return in_memory(rule, weights, name="wild")
 
@@ -436,8 +438,7 @@ def trained(scale: float) -> list[Tensor]:
 def test_the_scale_of_the_loss_does_not_matter(scale: float):
     start = parameters(((6, 4), (4,)))
     for found, expected, first in zip(trained(scale), trained(1.0), start, strict=True):
-        # A factor that is no power of two rounds otherwise, which such weights amplify.
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
         assert (expected - first).abs().mean() > 1e-2
 
 

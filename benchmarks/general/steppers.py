@@ -162,6 +162,7 @@ class Unrolled:
             raise ValueError("rules side by side must have one config: run them one by one")
         self._rule = rules[0].rule
         self._settings = [(loaded, told) for loaded in rules for told in (None, steps, None)]
+        self._at_mean = [copy for copy in range(len(self._settings)) if copy % 3 == 2]
         self._weights = {
             key: torch.stack([loaded.weights[key] for loaded, _ in self._settings])
             for key in rules[0].weights
@@ -218,11 +219,11 @@ class Unrolled:
         key, row = self._rule.owing
         owed = self._layout.split(self._state[key][..., row, :])
         self._trained = {name: value.clone() for name, value in self._params.items()}
-        for copy, (loaded, told) in enumerate(self._settings):
-            if copy % 3 == 2:
-                way = 1 - loaded.rule.share(loaded.weights, told)
-                for name, value in self._params.items():
-                    value[:, copy] -= way * owed[name][:, copy]
+        for copy in self._at_mean:
+            loaded, told = self._settings[copy]
+            way = 1 - loaded.rule.share(loaded.weights, told)
+            for name, value in self._params.items():
+                value[:, copy] -= way * owed[name][:, copy]
 
     def hide(self) -> None:
         """Back to where they train."""

@@ -10,9 +10,10 @@ Layers of the step, each a bounded correction of the one before:
    (`bases`), and all of this happens in there; the direction of a larger one, or of one that is
    long and narrow, is mixed with its orthogonalisation by Newton-Schulz iterations, as Muon does
    with the momentum;
-4. part of each step is taken later, together with what the steps before it left (`deferral`);
-5. per tensor, an LSTM on averages over the coordinates and the clock: it sets the length of the
-   step and the mixture, and talks to the coordinates.
+4. per tensor, an LSTM on averages over the coordinates and the clock: it sets the length of the
+   step and the mixture, and talks to the coordinates;
+5. last of all, part of the step is taken later, and part of what the steps before it left (see
+   `deferral`).
 
 The heads of both LSTMs start at zero: the rule drawn is the hand rule, and meta-training can only
 add to it. Whatever the LSTMs say, no coordinate's step exceeds `LARGEST` times the hand rule's
@@ -21,7 +22,8 @@ multiplies the root mean square by at most 1.2 times `gain`, a constant. What is
 is no longer than the longest of these steps so far.
 
 What is where: `hand` has the constants and the schedule, `feedback` the pace, `controller` what the
-LSTM of a tensor sees, `ranges` what float32 can square; here are the three stages.
+LSTM of a tensor sees, `ranges` what float32 can square, `deferral` what comes last. The class here
+has three headings: its state and its weights; the three stages, in their order; whole matrices.
 
 Nothing depends on the scale of the loss, while the root mean square of a tensor's gradient is
 between 1e-15 and 1e14 in float32; outside that range, steps are finite and bounded but no longer
@@ -109,6 +111,8 @@ class Default(UpdateRule):
             if not 0 <= getattr(self, field) <= high:
                 raise ValueError(f"{field} must be in [0, {high}] but is {getattr(self, field)}")
 
+    # -- its state and its weights -----------------------------------------------------------------
+
     @property
     def state_spec(self) -> Mapping[str, StateSpec]:
         """`moments` m, v and owed, and `cell` of the coordinates; the others of the tensor.
@@ -171,6 +175,8 @@ class Default(UpdateRule):
         }
         kept = {key: w for key, w in weights.items() if key.partition(".")[0] not in idle}
         return replace(self, **{fields[level]: 0 for level in idle}), kept
+
+    # -- the three stages --------------------------------------------------------------------------
 
     def describe(self, shape: tuple[int, ...]) -> tuple[float, ...]:
         """`FACTS`; a vector has fan_in 1."""
@@ -267,6 +273,8 @@ class Default(UpdateRule):
             turn, add, free = bends.tanh().unbind(-2)
             direction = side * (direction * (1 + TURN * turn) + ADD * add * fresh + FREE * free)
         return -s["length"] * direction, new_state
+
+    # -- whole matrices ----------------------------------------------------------------------------
 
     def has_basis(self, shape: tuple[int, ...]) -> bool:
         """Matrices that are not too uneven, see `bases.pays`."""
