@@ -58,35 +58,39 @@ def straighten(matrix: Tensor, iterations: int = ITERATIONS) -> tuple[Tensor, Te
     # Two divisions, so that the squares of tiny and huge entries stay finite. The first divisor
     # cancels, so no derivative goes through it. After it the norm is at least 1, but for a zero
     # matrix, which the bound keeps from a division by zero.
-    peak = matrix.detach().abs().amax((-2, -1), keepdim=True)
+    inside = matrix.detach()
+    peak = torch.maximum(inside.amax((-2, -1), keepdim=True), -inside.amin((-2, -1), keepdim=True))
     x = matrix / torch.where(peak > 0, peak, 1)
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
     size = peak * (norm / math.sqrt(matrix.shape[-2] * matrix.shape[-1]))
     # The Frobenius norm bounds the spectral norm, so the iteration starts inside its basin.
     x = x / norm.clamp_min(1)
     x = x.bfloat16() if in_bfloat16(matrix) else x
-    wide = x.shape[-2] <= x.shape[-1]
-    x = _iterate(x if wide else x.mT, iterations)
-    return (x if wide else x.mT).to(matrix.dtype), size
+    return _iterate(x, iterations).to(matrix.dtype), size
 
 
 def _iterate(x: Tensor, iterations: int) -> Tensor:
-    """`x <- a x + b (x x^T) x + c (x x^T)^2 x` some times, `(..., A, B)`, A <= B."""
+    """`x <- a x + b (x x^T) x + c (x x^T)^2 x` some times, `(..., A, B)`.
+
+    Of a matrix with more rows than columns the same by `x^T x`, from the right: its transpose would
+    lie across the memory of all that it meets next.
+    """
     lead = x.shape[:-2]
     if len(lead) > 1:
         x = x.flatten(0, -3)
-    rows, columns = x.shape[-2:]
-    wide = columns >= WIDE * rows and x.dtype != torch.bfloat16
-    x = (_iterate_gram if wide else _iterate_matrix)(x, iterations)
+    short, long = sorted(x.shape[-2:])
+    uneven = long >= WIDE * short and x.dtype != torch.bfloat16
+    x = (_iterate_gram if uneven else _iterate_matrix)(x, iterations)
     return x.unflatten(0, lead) if len(lead) > 1 else x
 
 
 def _iterate_matrix(x: Tensor, iterations: int) -> Tensor:
-    """As the formula says: `2 A^2 B + A^3` multiply-adds an iteration."""
+    """As the formula says: `2 A^2 B + A^3` multiply-adds an iteration, A the shorter side."""
     a, b, c = COEFFICIENTS
     for _ in range(iterations):
-        gram = x @ x.mT
-        x = _plus_product(a, x, 1.0, _plus_product(b, gram, c, gram, gram), x)
+        gram = _gram(x)
+        polynomial = _plus_product(b, gram, c, gram, gram)
+        x = _plus_product(a, x, 1.0, *_in_order(polynomial, x))
     return x
 
 
@@ -101,15 +105,29 @@ def _iterate_gram(x: Tensor, iterations: int) -> Tensor:
     """
     a, b, c = COEFFICIENTS
     for first in range(0, iterations, FOLLOWING):
-        gram, polynomials = x @ x.mT, []
+        gram, polynomials = _gram(x), []
         for left in reversed(range(min(FOLLOWING, iterations - first))):
             polynomial = _plus_product(b, gram, c, gram, gram)
             polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
             polynomials.append(polynomial)
             if left:
                 gram = polynomial @ (polynomial @ gram)
-        x = reduce(torch.matmul, polynomials) @ x
+        x = torch.matmul(*_in_order(reduce(torch.matmul, polynomials), x))
     return x
+
+
+def _is_tall(x: Tensor) -> bool:
+    return x.shape[-2] > x.shape[-1]
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Of the shorter side."""
+    return x.mT @ x if _is_tall(x) else x @ x.mT
+
+
+def _in_order(square: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix of the shorter side and x, as they are multiplied."""
+    return (x, square) if _is_tall(x) else (square, x)
 
 
 def in_bfloat16(matrix: Tensor) -> bool:

@@ -78,6 +78,15 @@ def test_a_batch_is_its_matrices_one_by_one():
         torch.testing.assert_close(orthogonalize(batch)[index], orthogonalize(batch[index]))
 
 
+@pytest.mark.parametrize("shape", [(9, 7), (40, 5), (2, 3, 9, 4)])
+def test_a_tall_matrix_is_its_transpose_and_stays_in_rows(shape: tuple[int, ...]):
+    matrix = conditioned(shape)
+    found = orthogonalize(matrix)
+    torch.testing.assert_close(found, orthogonalize(matrix.mT.contiguous()).mT)
+    # What is added to it lies so too: across the memory that takes ten times as long.
+    assert found.is_contiguous()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_zero_matrix_stays_zero_and_has_a_derivative(dtype: torch.dtype):
     matrix = torch.zeros(2, 4, 6, dtype=dtype)
@@ -91,7 +100,7 @@ def test_a_zero_matrix_stays_zero_and_has_a_derivative(dtype: torch.dtype):
     assert gradient[1].any()
 
 
-@pytest.mark.parametrize("shape", [(3, 4), (3, 8)])
+@pytest.mark.parametrize("shape", [(3, 4), (3, 8), (4, 3), (8, 3)])
 def test_the_derivative_is_right(shape: tuple[int, ...]):
     matrix = conditioned(shape).requires_grad_()
     assert torch.autograd.gradcheck(orthogonalize, (matrix,))

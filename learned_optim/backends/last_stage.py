@@ -132,8 +132,9 @@ class Unfinished:
         # As a matrix, not as a stack of one, whose products take a quarter longer.
         basis = basis_of(slot) if batch.rule.has_basis(slot.shape) else None
         whole = batch.rule.complete(matrix, told, basis)
-        # A tenth of what isfinite takes: the largest is infinite or NaN if any is.
-        keep = whole.abs().amax().isfinite() if whole.numel() else whole.isfinite().all()
+        # A tenth of what isfinite takes: an extreme is infinite or NaN if any number is.
+        extremes = torch.stack(whole.aminmax()) if whole.numel() else whole
+        keep = extremes.isfinite().all()
         if self._finite is not None:
             keep = keep & self._finite[index]
         whole = whole.reshape(slot.shape)
