@@ -17,6 +17,7 @@ from learned_optim import kernels
 from learned_optim.backends import Backend, Batch, Eager, Slot, choose, cpu_default
 from learned_optim.backends.cpu import Cpu
 from learned_optim.rules import Default
+from learned_optim.rules.default import SIGNALS
 
 CPU = torch.device("cpu")
 SIZES = [(0,), (), (1,), (3,), (63,), (64,), (65,), (5, 13), (2, 0, 3), (2049,), (3, 2, 2, 2)]
@@ -206,7 +207,7 @@ def test_what_the_control_cannot_read_is_refused(change, message):
         "controllers": [torch.zeros(6)],
         "weights": torch.zeros(kernels.default_weight_count(3, 4)),
     }
-    assert kernels.default_control_(**arguments, units=3, hidden=4).shape == (13, 1)
+    assert kernels.default_control_(**arguments, units=3, hidden=4).shape == (len(SIGNALS), 1)
     with pytest.raises(ValueError, match=message):
         kernels.default_control_(**(arguments | change), units=3, hidden=4)
 

@@ -177,10 +177,15 @@ def hand_steps(param: Tensor, grads: list[Tensor], total_steps: int | None) -> T
     for k, grad in enumerate(grads, start=1):
         if seen is not None:
             grad, m = (x.view(param.shape) for x in seen.see(grad, m, k))
+        clip = 1.0
+        if k > 10:
+            before = (v / (1 - beta2 ** (k - 1))).mean().sqrt()
+            most = math.exp(HAND["log_clip"][0]) * before
+            clip = min(1.0, (most / grad.square().mean().sqrt()).item())
         v = beta2 * v + (1 - beta2) * grad**2
         v_hat = v / (1 - beta2**k)
         heard.hear(grad, m, v_hat, k, total_steps)
-        m = beta1 * m + (1 - beta1) * grad
+        m = beta1 * m + (1 - beta1) * clip * grad
         direction = m / (1 - beta1**k) / (v_hat + dead * v_hat.mean()).sqrt()
         length = hand_length(param, k, total_steps) * math.exp(heard.pace)
         step = -length * direction.clamp(-4, 4)
@@ -201,10 +206,14 @@ def hand_steps(param: Tensor, grads: list[Tensor], total_steps: int | None) -> T
 def test_as_drawn_it_is_the_hand_rule(total_steps: int | None):
     params = parameters(SHAPES, torch.float64)
     params += [nn.Parameter(torch.zeros(4, 3).double()), nn.Parameter(torch.zeros(3).double())]
-    grads = [[randn(p.shape, 100 * k + i).double() for k in range(5)] for i, p in enumerate(params)]
+    grads = [
+        [randn(p.shape, 100 * k + i).double() for k in range(14)] for i, p in enumerate(params)
+    ]
+    for of_param in grads:
+        of_param[11] *= 20  # is clipped
     expected = [hand_steps(p.detach(), g, total_steps) for p, g in zip(params, grads, strict=True)]
     optimizer = make(params, loaded(RULE), total_steps=total_steps)
-    for k in range(5):
+    for k in range(14):
         for param, grad in zip(params, grads, strict=True):
             param.grad = grad[k].clone()
         optimizer.step()

@@ -13,8 +13,8 @@ from learned_optim.kernels.checks import check_float32, thread_count
 
 # Sizes in rules.default and rules.hand: SUMS, SIGNALS, FACTS, rows of the gauge and of the moments;
 # constants of the hand rule; inputs and outputs of the controller's and of the coordinates' LSTM.
-SUMS, SIGNALS, FACTS, GAUGE = 5, 13, 5, 3
-MOMENTS, HAND = 3, 21
+SUMS, SIGNALS, FACTS, GAUGE = 5, 14, 5, 3
+MOMENTS, HAND = 3, 22
 TELLS, ADVICE = 12, 5
 INPUTS, BENDS = 6, 3
 MAX_UNITS, MAX_HIDDEN = 128, 64

@@ -2,9 +2,9 @@
 
 Layers of the step, each a bounded correction of the one before:
 
-1. the hand rule (see `hand`): the direction of Adam, its length a fraction of the tensor's root
-   mean square, on a fixed schedule, annealed where the horizon is known, and at the tensor's own
-   pace (see `feedback`);
+1. the hand rule (see `hand`): the direction of Adam, of gradients that are clipped (see
+   `clipping`), its length a fraction of the tensor's root mean square, on a fixed schedule,
+   annealed where the horizon is known, and at the tensor's own pace (see `feedback`);
 2. per coordinate, an LSTM of a few units, its state in the optimizer state: it bends the direction;
 3. the matrix stage: the gradient of a small matrix is seen in its eigenbasis, as SOAP sees it
    (`bases`), and all of this happens in there; the direction of a larger one, or of one that is
@@ -22,7 +22,8 @@ multiplies the root mean square by at most 1.2 times `gain`, a constant. What is
 is no longer than the longest of these steps so far.
 
 What is where: `hand` has the constants and the schedule, `feedback` the pace, `controller` what the
-LSTM of a tensor sees, `ranges` what float32 can square, `deferral` what comes last. The class here
+LSTM of a tensor sees, `ranges` what float32 can square, `clipping` and `deferral` what their names
+say. The class here
 has three headings: its state and its weights; the three stages, in their order; whole matrices.
 
 Nothing depends on the scale of the loss, while the root mean square of a tensor's gradient is
@@ -44,6 +45,7 @@ from learned_optim import bases
 from learned_optim.cells import CELLS, affine
 from learned_optim.matrices import as_matrix, straighten
 from learned_optim.rules.base import Clock, Coordinates, State, StateSpec, UpdateRule, Weights
+from learned_optim.rules.clipping import clipping
 from learned_optim.rules.controller import TELLS, memories, tells_of
 from learned_optim.rules.feedback import Feedback, feedback
 from learned_optim.rules.hand import (
@@ -66,6 +68,7 @@ SIGNALS: tuple[str, ...] = (
     "theta_scale",
     "length", "blend", "gain",
     "say0", "say1",
+    "clip",  # a factor: of the gradient, in the momentum
     "share", "due",  # of `deferral`
 )  # fmt: skip
 OWED = 2  # row of the moments: what is owed of the steps so far, see `deferral`
@@ -240,6 +243,7 @@ class Default(UpdateRule):
             constant(weights, "log_gain").exp(),
             say0.tanh(),
             say1.tanh(),
+            clipping(means, beta2, clock.step, weights),
             *deferred(clock, weights),
         )
         return torch.stack(torch.broadcast_tensors(*signals), dim=-2), new_state
@@ -251,7 +255,7 @@ class Default(UpdateRule):
         s = dict(zip(SIGNALS, signals.unbind(-2), strict=True))
         g = bounded(coords.grad)
         m, v, owed = state["moments"].unbind(-2)
-        m = m + (1 - s["beta1"]) * (g - m)
+        m = m + (1 - s["beta1"]) * (s["clip"] * g - m)
         v = v + (1 - s["beta2"]) * (g * g - v)
         relative_v = v * s["v_scale"] + DEAD
         per_root = relative_v.rsqrt()

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.rules.base import Clock, Weights
+from learned_optim.rules.clipping import FIRST, squares_before
 from learned_optim.rules.hand import by_kind, constant
 from learned_optim.rules.ranges import tiny
 
@@ -35,9 +36,9 @@ SETTLED = 100.0  # steps until the pace changes at its full rate
 # Steps run away where a gradient points against the momentum, the cosine below this, and its mean
 # square is so many times the running mean.
 AGAINST, LARGE = -0.5, 9.0
-# The same within the first steps of a run that was told fewer steps than `SHORT_RUN`; wholly up to
-# half of that. In longer runs it costs what can be fitted to nothing more than it gives.
-SHORT_RUN, FIRST = 200.0, 10.0
+# The same within the `FIRST` steps of a run that was told fewer than `SHORT_RUN`; wholly up to half
+# of that. In longer runs it costs what can be fitted to nothing more than it gives.
+SHORT_RUN = 200.0
 FIRST_AGAINST, FIRST_LARGE = 0.1, 6.0
 
 
@@ -82,10 +83,8 @@ def starts_wrongly(
         step: number of the step.
         total_steps: the horizon.
     """
-    # The mean before this gradient: that with it is at least a t-th of the gradient's own at step
-    # t, so for long it would not show what has grown.
-    v_before = means["v"] / (1 - beta2 ** (step - 1)).clamp_min(1e-6)
-    grown = (agreement(means) < FIRST_AGAINST) & (means["g2"] > FIRST_LARGE * v_before)
+    before = squares_before(means, beta2, step)
+    grown = (agreement(means) < FIRST_AGAINST) & (means["g2"] > FIRST_LARGE * before)
     share = (SHORT_RUN / total_steps).log2().clamp(0, 1)
     return share * (grown & (step <= FIRST))
 

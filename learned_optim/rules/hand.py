@@ -38,6 +38,8 @@ HAND: dict[str, tuple[float, ...]] = {
     # falls due: this over the number of steps so far.
     "logit_share": (0.0,),
     "log_due": (math.log(4.0),),
+    # Root mean square of a gradient over that of those before, at most, in the momentum.
+    "log_clip": (math.log(2.0),),
 }
 # Steps after which the length falls no faster than their root. Meta-training sees episodes of some
 # hundred steps, and a power that suits those would end the training of runs ten times as long.

@@ -205,7 +205,8 @@ def default_update(
     param = tl.load(param_at, mask=inside, other=0.0).to(tl.float32)
     m = tl.load(m_at, mask=inside, other=0.0)
     v = tl.load(v_at, mask=inside, other=0.0)
-    m += (1 - signal(signals, 0, stride, tensor)) * (grad - m)
+    clip = signal(signals, 11, stride, tensor)
+    m += (1 - signal(signals, 0, stride, tensor)) * (clip * grad - m)
     v += (1 - signal(signals, 1, stride, tensor)) * (grad * grad - v)
     relative_v = v * signal(signals, 4, stride, tensor) + dead
     per_root = tl.rsqrt(relative_v)
@@ -255,7 +256,7 @@ def default_update(
         # Part of it later, with what is owed of the steps before.
         owed_at = m_at + 2 * count
         owed = tl.load(owed_at, mask=good, other=0.0) + step
-        share, due = signal(signals, 11, stride, tensor), signal(signals, 12, stride, tensor)
+        share, due = signal(signals, 12, stride, tensor), signal(signals, 13, stride, tensor)
         step += share * (due * owed - step)
         lr = factor(lr, TENSOR_LR)
         tl.store(param_at, (param * (1 - lr * decay) + lr * step).to(PARAM), mask=good)

@@ -1,7 +1,7 @@
 // Once a tensor, the rule `default`'s schedule and controller (`control` of
-// learned_optim/rules/default.py, with controller.py, feedback.py and hand.py; names are theirs).
-// Tensors are the lanes here, a tile of TV of them. Powers of two are cut at 2^-40, far below what
-// moves a float32 parameter.
+// learned_optim/rules/default.py, with clipping.py, controller.py, feedback.py and hand.py; names
+// are theirs). Tensors are the lanes here, a tile of TV of them. Powers of two are cut at 2^-40,
+// far below what moves a float32 parameter.
 #pragma once
 #include <math.h>
 
@@ -25,6 +25,7 @@ struct Hand {
   float aim[2];  // in tenths; horizon unknown and known
   float log_band;
   float logit_share, log_due;  // of `deferral`
+  float log_clip;
 };
 constexpr int HAND = sizeof(Hand) / sizeof(float);
 constexpr float HAND_SCALE = 5.0f;
@@ -100,6 +101,14 @@ INLINE vf waiting(const Hand& hand, const Time& time) {
 
 INLINE vf agreement(const Means& means) {
   return means.gm / (vroot(means.g2 + TINY) * vroot(means.m2 + TINY));
+}
+
+// The factor on the gradient that the momentum sees.
+INLINE vf clipping(const Hand& hand, const Means& means, const Time& time, vf before) {
+  vf ratio = before * expf(2 * hand.log_clip) / vmax(means.g2, set1(TINY));
+  ratio = vmin(vmax(ratio, set1(TINY)), set1(1.0f));
+  const auto free = (time.step <= set1(FIRST)) | (before <= set1(TINY));
+  return free ? set1(1.0f) : vroot(ratio);
 }
 
 // What the controller sees: rows of TV, at vector `i` of them.
@@ -248,6 +257,7 @@ INLINE void write_signals(const Hand& hand, const Means& means, const Facts& fac
       set1(expf(hand.log_gain)),
       tanh(load(advice + 3 * TV)),
       tanh(load(advice + 4 * TV)),
+      clipping(hand, means, time, s.v_before),
       waiting(hand, time),
       haste / (time.step + haste - 1.0f),
   };

@@ -18,6 +18,7 @@ constexpr float LARGEST_SQUARABLE = 1e14f;
 struct Signals {
   float beta1, beta2, g_scale, m_scale, v_scale, theta_scale, length, blend, gain;
   float say[DEFAULT_SAYS];
+  float clip;
   float share, due;  // of `deferral`
 };
 constexpr int SIGNALS = sizeof(Signals) / sizeof(float);
@@ -110,7 +111,7 @@ INLINE void default_inputs(const Signals& s, const DefaultTile& tile, bool sided
   for (int i = 0; i < V; i++) {
     const long at = (long)i * W;
     vf g = square_safe(load(tile.grad + at)), m = load(tile.m + at), v = load(tile.v + at);
-    m += (1 - s.beta1) * (g - m);
+    m += (1 - s.beta1) * (s.clip * g - m);
     v += (1 - s.beta2) * (g * g - v);
     vf relative = v * s.v_scale + DEAD, per_root = reciprocal_root(relative);
     store(tile.m + at, m);
