@@ -1,4 +1,4 @@
-"""What is it worth that `default` sees small matrices in bases, and takes part of a step later?
+"""What are the bases of `default` worth, its clipping and decays, and what it takes later?
 
     python -m benchmarks.default_bases             every draw that the JSON lacks
     python -m benchmarks.default_bases --again     all of them anew
@@ -7,8 +7,9 @@
 Each draw of the families of `pretrained/default/recipe.toml` is trained by `default` as it ships
 and by `VARIANTS` of it, two runs each on the same minibatches: without bases (small matrices
 orthogonalised like large ones), with bases for other matrices, with neither bases nor
-orthogonalisation, with other second decays, with nothing deferred, and with more or less of it. So
-are draws of regressions of few inputs, whose first layers are what tall matrices have bases for.
+orthogonalisation, with other decays, with gradients that are not clipped or later, with nothing
+deferred, and with more or less of it. So are draws of regressions of few inputs, whose first layers
+are what tall matrices have bases for.
 The figure for each draw is the mean log(final loss / that of `default` as it ships), clipped to a
 factor of 10, so that above 0 a variant is worse. A problem counts as noisy where `default` as it
 ships leaves a tenth of the loss at the start or more. Every other round of the families is told the
@@ -88,14 +89,18 @@ class Variant:
 
 def _of(
     *,
-    second_decay: float | None = None,
+    decays: tuple[float, float] | None = None,
+    clip: float | None = None,
     share: float | None = None,
     due: float | None = None,
     **changes: bool,
 ) -> Variant:
     constants = {}
-    if second_decay is not None:
-        constants["logit_beta2"] = math.log(second_decay / (1 - second_decay))
+    if decays is not None:
+        for key, decay in zip(("logit_beta1", "logit_beta2"), decays, strict=True):
+            constants[key] = math.log(decay / (1 - decay))
+    if clip is not None:
+        constants["log_clip"] = math.log(clip)
     if share is not None:
         constants["logit_share"] = math.log(share / (1 - share)) if share else NONE
     if due is not None:
@@ -109,9 +114,11 @@ VARIANTS: dict[str, Variant] = {
     "for even matrices only": replace(_of(), pays=even),
     "for every small matrix": replace(_of(), pays=small),
     "no matrix stage": _of(matrix=False),
-    "second decay 0.99": _of(second_decay=0.99),
-    "the same, no bases": _of(second_decay=0.99, basis=False),
-    "second decay 0.95": _of(second_decay=0.95),
+    "no clipping": _of(clip=1e12),
+    "clipped at 3 times": _of(clip=3.0),
+    "decays 0.77 and 0.97": _of(decays=(0.77, 0.97)),
+    "the same, no clipping": _of(decays=(0.77, 0.97), clip=1e12),
+    "decays 0.6 and 0.9": _of(decays=(0.6, 0.9)),
     "no deferral": _of(share=0.0),
     "0.3 of a step later": _of(share=0.3),
     "0.7 of a step later": _of(share=0.7),

@@ -13,7 +13,7 @@ from learned_optim.rules.clipping import FIRST, clipping, squares_before
 from learned_optim.rules.hand import HAND, hand_weights
 
 MOST = math.exp(HAND["log_clip"][0])
-BETA2 = torch.tensor([0.97])
+BETA2 = torch.tensor(HAND["logit_beta2"]).sigmoid()
 
 
 def factor(g2: float, v: float, step: float) -> float:
@@ -24,7 +24,7 @@ def factor(g2: float, v: float, step: float) -> float:
 
 def stored(mean: float, step: float) -> float:
     """The running mean of `step - 1` squares of that mean, before its correction."""
-    return mean * (1 - 0.97 ** (step - 1))
+    return mean * (1 - BETA2.item() ** (step - 1))
 
 
 @pytest.mark.parametrize("times", [0.1, 1.0, MOST, 3.0, 1000.0])

@@ -12,7 +12,7 @@ from learned_optim.meta_training.recipe_file import read_recipe
 from learned_optim.meta_training.truncation import LogUniform
 from learned_optim.meta_training.unroll import Runs
 from learned_optim.rules import Default
-from learned_optim.rules.hand import HAND_SCALE, hand_weights
+from learned_optim.rules.hand import hand_weights
 from learned_optim.tasks.finite_regression import FiniteRegressionTask
 
 
@@ -22,8 +22,10 @@ def test_the_first_variant_is_what_ships_and_each_other_differs():
     assert not first.constants
     assert all(other != first for other in others)
     assert all(f"hand.{key}" in hand_weights() for other in others for key in other.constants)
-    decay = default_bases.VARIANTS["second decay 0.95"].constants["logit_beta2"]
-    assert torch.tensor(decay / HAND_SCALE * HAND_SCALE).sigmoid().isclose(torch.tensor(0.95))
+    changed = default_bases.VARIANTS["decays 0.77 and 0.97"].constants
+    assert list(changed) == ["logit_beta1", "logit_beta2"]
+    found = torch.tensor([*changed.values()]).sigmoid()
+    torch.testing.assert_close(found, torch.tensor([0.77, 0.97]))
 
 
 def test_variants_have_bases_for_other_uneven_matrices():

@@ -159,7 +159,8 @@ def test_the_brake_of_first_steps_equals_the_rules(level, step, total_steps):
     case = Case(Default(hidden=0, controller=0), shapes=((6, 4), (9,), (65,)))
     # Squares before of a tenth, a half and all of what the last step's would have come to.
     shares = case.layout.spread(torch.tensor([[0.1, 0.5, 1.0]]))
-    before = case.coords.grad.square() * (1 - 0.97 ** (step - 1))
+    beta2 = torch.tensor(HAND["logit_beta2"]).sigmoid().item()
+    before = case.coords.grad.square() * (1 - beta2 ** (step - 1))
     case.state["moments"][..., 1, :] = before * shares
     found, expected = case.found(step, total_steps), case.expected(step, total_steps)
     assert_alike(case, found, expected)

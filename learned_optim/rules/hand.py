@@ -19,8 +19,8 @@ from learned_optim.rules.base import Clock, Weights, fixed_weights
 HAND: dict[str, tuple[float, ...]] = {
     "log_step": (math.log(0.1), math.log(0.1)),  # of matrices, of all others
     "log_floor": (math.log(0.3), math.log(0.1)),  # least scale; of matrices, times fan_in^-1/2
-    "logit_beta1": (math.log(0.77 / 0.23),),
-    "logit_beta2": (math.log(0.97 / 0.03),),
+    "logit_beta1": (math.log(0.6 / 0.4),),
+    "logit_beta2": (math.log(0.95 / 0.05),),
     "log_warmup": (math.log(10.0),),  # steps
     # Steps until the length starts to fall, horizon unknown and known.
     "log_tau": (math.log(30.0), math.log(1000.0)),
