@@ -7,6 +7,7 @@ one tensor: so many tensors share a call, and few megabytes are in use.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ def move(
     sits_out = [] if finite is None else finite.logical_not().nonzero().flatten().tolist()
     late = {i: params[i].view(-1) for i, slot in enumerate(slots) if rule.waits(slot.shape)}
     owed = {i: prepared.rows[1][i][OWED].view(-1) for i in late}
-    unfinished = Unfinished(batch, late, owed, signals, finite)
+    unfinished = Unfinished(batch, late, owed, signals, finite, take=partial(_take_, batch))
     for group in _groups(len(slots), late):
         # Whole steps only: one that sits out goes to the last stage all the same, as zero.
         steps = {
@@ -112,6 +113,15 @@ def move(
         unfinished.move_whole_()
     unfinished.move_whole_()
     prepared.write_back_()
+
+
+def _take_(batch: Batch, param: Tensor, owed: Tensor, step: Tensor, terms: Tensor) -> None:
+    """A finite step, in one pass over the memory; see `last_stage.Take`."""
+    lr = float(batch.lr)
+    share, due = terms.tolist()
+    kernels.take_(
+        param, owed, step.contiguous(), share=share, due=due, lr=lr, keep=1.0 - lr * batch.decay
+    )
 
 
 def _groups(count: int, late: Mapping[int, Tensor]) -> Iterator[list[int]]:

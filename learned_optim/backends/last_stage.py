@@ -11,7 +11,7 @@ Small tensors of one shape whose steps are whole at the same time are finished a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import takewhile
 
 import torch
@@ -24,6 +24,8 @@ from learned_optim.rules.deferral import defer
 
 # Numbers in a stack. Larger ones leave the cache: from 64 x 64 on there is nothing to gain.
 STACKED = 1 << 14
+# Takes a finite step, `deferral` included: parameter, what is owed (both in place), step, terms.
+Take = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 
 
 class Unfinished:
@@ -36,6 +38,7 @@ class Unfinished:
         owed: of the same coordinates, where the rule defers part of their steps; likewise.
         signals: `(M, T)`.
         finite: `(T,)`, or None; see `Backend.move`.
+        take: for backends with a kernel for it, where nothing stands against it.
     """
 
     def __init__(
@@ -45,7 +48,9 @@ class Unfinished:
         owed: Mapping[int, Tensor],
         signals: Tensor,
         finite: Tensor | None,
+        take: Take | None = None,
     ) -> None:
+        self._take = take
         self._batch, self._params, self._owed = batch, params, owed
         self._signals, self._finite = signals, finite
         self._steps: dict[int, Tensor] = {}
@@ -141,6 +146,9 @@ class Unfinished:
         step = (whole if slot.parts is None else slot.parts.cut(whole)).reshape(-1)
         kept = None if free_to_read(keep) and bool(keep) else keep
         owed, terms = self._owed.get(index), told[-2:]
+        if kept is None and owed is not None and self._take is not None:
+            self._take(param, owed, step, terms)
+            return
         if kept is None and _in_place(batch, param, owed):
             _take_(batch, param, owed, step, terms)
             return

@@ -17,6 +17,7 @@ from learned_optim.kernels.default_runs import (
 from learned_optim.kernels.default_update import DefaultTensors
 from learned_optim.kernels.lstm import lstm_bptt, lstm_vjp
 from learned_optim.kernels.native import Unavailable, why_not
+from learned_optim.kernels.take import take_
 from learned_optim.kernels.update import cells_update_, count_up_, not_finite
 
 
@@ -40,6 +41,7 @@ __all__ = [
     "lstm_bptt",
     "lstm_vjp",
     "not_finite",
+    "take_",
     "weight_count",
     "why_not",
 ]

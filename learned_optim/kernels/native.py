@@ -116,6 +116,23 @@ class FiniteArguments(ctypes.Structure):
     )
 
 
+class TakeArguments(ctypes.Structure):
+    """See src/table.h."""
+
+    _fields_ = (
+        ("count", _Int64),
+        ("step", _Pointer),
+        ("param", _Pointer),
+        ("owed", _Pointer),
+        ("lr", _Float),
+        ("keep", _Float),
+        ("share", _Float),
+        ("due", _Float),
+        ("param_type", _Int32),
+        ("threads", _Int32),
+    )
+
+
 class DefaultArguments(ctypes.Structure):
     """See src/table.h."""
 

@@ -56,6 +56,8 @@ EXPORT int learned_optim_finite(int level, const FiniteArguments* a) {
   return find(level)->finite(a);
 }
 
+EXPORT int learned_optim_take(int level, const TakeArguments* a) { return find(level)->take(a); }
+
 // Adds 1 to each of `count` numbers.
 EXPORT int learned_optim_count(int, const CountArguments* a) {
   for (long i = 0; i < a->count; i++) *a->numbers[i] += 1;

@@ -8,6 +8,7 @@
 #include "finite.h"
 #include "step.h"
 #include "table.h"
+#include "take.h"
 #include "update.h"
 
 namespace {
@@ -66,6 +67,7 @@ const Table TABLE = {W,
                      step,
                      update,
                      run_finite,
+                     run_take,
                      run_default_survey,
                      run_default_update,
                      run_default_kept,

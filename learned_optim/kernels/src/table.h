@@ -60,6 +60,16 @@ struct FiniteArguments {
   int32_t type, threads;
 };
 
+// param <- keep * param + lr * taken, where `taken` of the step and the new `owed` are `deferral`'s.
+struct TakeArguments {
+  int64_t count;
+  const float* step;
+  void* param;
+  float* owed;
+  float lr, keep, share, due;
+  int32_t param_type, threads;
+};
+
 // Numbers that are counted up by 1.
 struct CountArguments {
   int64_t count;
@@ -126,6 +136,7 @@ struct Table {
   int (*step)(const CellsArguments*, const StepArguments*);
   int (*update)(const CellsArguments*, const UpdateArguments*);
   int (*finite)(const FiniteArguments*);
+  int (*take)(const TakeArguments*);
   int (*default_survey)(const DefaultArguments*);
   int (*default_update)(const DefaultArguments*);
   int (*default_control)(const DefaultControlArguments*, const DefaultKeptArguments*);

@@ -1,0 +1,39 @@
+// What comes last for a step that is whole: part of it is taken now, with what of the steps before
+// falls due (`deferral`). One read and one write of the memory, no temporary.
+#pragma once
+#include "finite.h"
+
+namespace {
+
+inline void take_chunk(void* context, long index, void*) {
+  const TakeArguments& a = **(const TakeArguments**)context;
+  const long start = index * PIECE, left = a.count - start, count = left < PIECE ? left : PIECE;
+  char* params = (char*)a.param + start * size_of(a.param_type);
+  float param[TV], owed[TV], step[TV];
+  for (long done = 0; done < count; done += TV) {
+    const int length = count - done < TV ? (int)(count - done) : TV;
+    char* param_at = params + done * size_of(a.param_type);
+    char* owed_at = (char*)(a.owed + start + done);
+    read_row(a.param_type, param_at, length, param);
+    read_row(FLOAT32, owed_at, length, owed);
+    read_row(FLOAT32, (const char*)(a.step + start + done), length, step);
+#pragma GCC unroll 8
+    for (int i = 0; i < V; i++) {
+      const vf whole = load(step + i * W), all = load(owed + i * W) + whole;
+      const vf taken = whole + a.share * (a.due * all - whole);
+      store(param + i * W, load(param + i * W) * a.keep + taken * a.lr);
+      store(owed + i * W, (1 - a.due) * all);
+    }
+    write_row(a.param_type, param, length, param_at);
+    write_row(FLOAT32, owed, length, owed_at);
+  }
+}
+
+inline int run_take(const TakeArguments* a) {
+  const long pieces = (a->count + PIECE - 1) / PIECE;
+  Job work = {take_chunk, (void*)&a, pieces, 64};
+  // As in `run_finite`.
+  return run(work, pieces < 16 ? 1 : a->threads);
+}
+
+}  // namespace
