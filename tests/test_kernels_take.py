@@ -12,7 +12,7 @@ from torch import Tensor
 from learned_optim import kernels
 from learned_optim.rules.deferral import defer
 
-TERMS = {"share": 0.5, "due": 0.08}
+SHARE, DUE = 0.5, 0.08
 
 pytestmark = pytest.mark.usefixtures("built_kernels")
 
@@ -28,10 +28,10 @@ def case(count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_it_takes_what_deferral_says(level: str, count: int, dtype: torch.dtype):
     param, owed, step = case(count, dtype)
-    terms = torch.tensor([[TERMS["share"]], [TERMS["due"]]])
+    terms = torch.tensor([[SHARE], [DUE]])
     taken, left = defer(step.double(), owed.double(), terms.double())
     expected = 0.99 * param.double() + 0.5 * taken
-    kernels.take_(param, owed, step, lr=0.5, keep=0.99, **TERMS)
+    kernels.take_(param, owed, step, lr=0.5, keep=0.99, share=SHARE, due=DUE)
     torch.testing.assert_close(owed, left.float(), rtol=1e-6, atol=1e-7)
     # Half a unit of the parameter's dtype, and the rounding of float32 before it.
     exact = torch.finfo(dtype).eps
@@ -42,7 +42,7 @@ def test_threads_change_nothing(level: str):
     found = []
     for threads in (1, 3):
         param, owed, step = case((1 << 20) + 17, torch.float32)
-        kernels.take_(param, owed, step, threads=threads, **TERMS)
+        kernels.take_(param, owed, step, threads=threads, share=SHARE, due=DUE)
         found.append((param, owed))
     assert all(map(torch.equal, *found))
 
@@ -64,4 +64,4 @@ def test_what_it_cannot_read_is_refused(change: dict[str, Any], message: str):
         "step": torch.zeros(5),
     }
     with pytest.raises(ValueError, match=re.escape(message)):
-        kernels.take_(**(arguments | change), **TERMS)
+        kernels.take_(**(arguments | change), share=SHARE, due=DUE)
