@@ -46,7 +46,7 @@ def make(
             state["moments"][1].square_()
         if "gauge" in state:
             state["gauge"][0].abs_()
-        step = torch.tensor(4.0)
+        step = torch.tensor(12.0)  # late enough for gradients to be clipped
         slots.append(Slot(param.to(dtype), grad.to(dtype), state, step, tuple(shape)))
     settings = {"lr": 0.7, "decay": 0.0, "maximize": False, "total_steps": None} | options
     batch = Batch(rule, weights, slots, device=CPU, compute_dtype=torch.float32, **settings)  # type: ignore[arg-type]

@@ -6,10 +6,14 @@ import math
 
 import pytest
 import torch
+from backend_batches import make
 from torch import Tensor, nn
 
 from learned_optim import LearnedOptimizer, load_rule
+from learned_optim.backends import Eager
+from learned_optim.rules import Default
 from learned_optim.rules.clipping import FIRST, clipping, squares_before
+from learned_optim.rules.default import SIGNALS
 from learned_optim.rules.hand import HAND, hand_weights
 
 MOST = math.exp(HAND["log_clip"][0])
@@ -89,3 +93,12 @@ def test_a_lasting_change_of_scale_does_not_change_the_steps_for_long(times: flo
     even, _ = run([1.0] * 230, fused=False)
     ratios = [(a.mean() / b.mean()).item() for a, b in zip(jumped, even, strict=True)]
     assert all(0.2 < ratio < 4 for ratio in ratios), ratios
+
+
+def test_the_batches_that_backends_are_compared_on_have_some_that_are_clipped():
+    batch = make(Default())
+    backend = Eager()
+    signals = backend.control(batch, backend.survey(batch), None)
+    clipped = signals[SIGNALS.index("clip")] < 1
+    assert clipped.any()
+    assert not clipped.all()

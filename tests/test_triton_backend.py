@@ -90,7 +90,7 @@ def test_half_precision_parameters_and_gradients(rule, dtype):
 @pytest.mark.parametrize("rule", ONE_EACH[1:], ids=str)
 @pytest.mark.parametrize(
     "options",
-    [{"maximize": True, "decay": 0.3}, {"lr": torch.tensor(0.3)}, {"total_steps": 9}],
+    [{"maximize": True, "decay": 0.3}, {"lr": torch.tensor(0.3)}, {"total_steps": 30}],
     ids=str,
 )
 def test_the_groups_settings_are_followed(rule, options):
