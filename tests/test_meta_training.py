@@ -15,8 +15,9 @@ from learned_optim.meta_training.meta_loss import META_LOSSES, Log, LogTail, Sum
 from learned_optim.meta_training.replay import cotangents
 from learned_optim.meta_training.truncation import Constant, HeavyTailed, LogUniform, Worker
 from learned_optim.meta_training.unroll import Runs, advance, begin
-from learned_optim.rules import L2L, RULES, LearnableSGD
+from learned_optim.rules import L2L, RULES, Default, LearnableSGD
 from learned_optim.rules.base import UpdateRule, Weights
+from learned_optim.rules.hand import HAND_SCALE
 from learned_optim.tasks.base import Task, TaskFamily
 from learned_optim.tasks.mnist_mlp import MnistMLP
 from learned_optim.tasks.quadratic import Quadratic
@@ -81,10 +82,27 @@ def test_every_way_gives_the_gradient_of_the_unrolled_graph(name, meta_loss, way
         # 1e-3: Adam's second moment moves the steps so little that rounding shows.
         assert float((estimate.grads[key] - grad).norm()) <= 1e-3 * scale, key
     # The floor and the brake of `default` may have nothing to do here, nor has the set of
-    # convolutions.
+    # convolutions; its clipping begins after ten steps, see the next test.
     convolutions = {key for key in expected if key.startswith("conv.")}
-    may_be_idle = {"default": {"hand.log_floor", "hand.brake"}, "by_layer": convolutions}
+    of_default = {"hand.log_floor", "hand.brake", "hand.log_clip"}
+    may_be_idle = {"default": of_default, "by_layer": convolutions}
     assert idle <= may_be_idle.get(name, set()), "weights without a gradient test nothing"
+
+
+@pytest.mark.parametrize("way", ["kernels", "tape", "replay"])
+def test_the_gradient_of_late_steps_knows_of_the_clipping(way, monkeypatch):
+    if way != "kernels":
+        monkeypatch.setattr(kernels, "available", lambda: False)
+        monkeypatch.setattr(tbptt, "tape_pays", lambda *_: way == "tape")
+    rule, key = Default(), "hand.log_clip"
+    weights = draw(rule)
+    weights[key] = weights[key] - math.log(4.0) / HAND_SCALE  # so that most gradients are clipped
+    worker = Worker(SMALL, 3, Constant(20), 1, 0)
+    estimate = TBPTT(unroll=16).estimate(rule, weights, worker, Sum())
+    worker = Worker(SMALL, 3, Constant(20), 1, 0)
+    expected, _ = window_gradient_by_graph(rule, weights, worker, 16, Sum(), False)
+    assert float(expected[key].abs()) > 1e-3
+    torch.testing.assert_close(estimate.grads[key], expected[key], rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("name", ["l2l", "default"])
