@@ -268,10 +268,10 @@ def _kept(path: Path | None, size: Size, rule_sha256: str) -> dict[str, Any]:
 def measure(size: Size, options: argparse.Namespace, path: Path | None) -> dict[str, Any]:
     """All runs that are asked for, and what earlier calls have completed.
 
-    Others than those asked for are taken from the file where their checkpoints are gone.
+    Those not made yet, or not asked for, are taken from the file where their checkpoints are gone.
     """
     rule_sha256 = load_rule(options.rule).sha256
-    found = _kept(path, size, rule_sha256) if options.only else {}
+    found = _kept(path, size, rule_sha256)
     everyone = contenders(options.rule, size.steps)
     content: dict[str, Any] = {}
     for key, contender in everyone.items():
