@@ -4,11 +4,11 @@ Where a network has learned nearly all of its examples, gradients are small but 
 has not, and one of those is many times as large as the ones before. In a momentum of a few steps it
 is then all there is, so that a step of full length goes its way alone. So it enters no larger than
 a multiple of the root mean square before it (gradient clipping: Pascanu et al., "On the difficulty
-of training recurrent neural networks", 2013; by the norms before it, tensor by tensor, as "AdaGC":
-Wang et al., 2025). Deviation from both: the second moment sees all of it. Where that is clipped as
-well, the steps after it are longer for it, and what can be fitted ends higher than with no clipping
-at all (DESIGN.md). So the running mean follows whatever comes, and a change of scale lasts as long
-as it does there.
+of training recurrent neural networks", 2013; by the norms before it, tensor by tensor: Wang et al.,
+"AdaGC: enhancing LLM pretraining stability via adaptive gradient clipping", 2025). Deviation from both: the second moment sees all of it. What that remembers of a rare
+gradient keeps the steps after it short, which is for the better: clipped there alone, what can be
+fitted ends higher (DESIGN.md). And it follows whatever comes, where a mean of clipped squares would
+fall behind gradients that come rarely or have grown for good.
 """
 
 from __future__ import annotations
