@@ -5,10 +5,11 @@ has not, and one of those is many times as large as the ones before. In a moment
 is then all there is, so that a step of full length goes its way alone. So it enters no larger than
 a multiple of the root mean square before it (gradient clipping: Pascanu et al., "On the difficulty
 of training recurrent neural networks", 2013; by the norms before it, tensor by tensor: Wang et al.,
-"AdaGC: enhancing LLM pretraining stability via adaptive gradient clipping", 2025). Deviation from both: the second moment sees all of it. What that remembers of a rare
-gradient keeps the steps after it short, which is for the better: clipped there alone, what can be
-fitted ends higher (DESIGN.md). And it follows whatever comes, where a mean of clipped squares would
-fall behind gradients that come rarely or have grown for good.
+"AdaGC: enhancing LLM pretraining stability via adaptive gradient clipping", 2025). Deviation from
+both: the second moment sees all of it. What that remembers of a rare gradient keeps the steps after
+it short, which is for the better: clipped there alone, what can be fitted ends higher (DESIGN.md).
+And it follows whatever comes, where a mean of clipped squares would fall behind gradients that come
+rarely or have grown for good.
 """
 
 from __future__ import annotations
