@@ -20,9 +20,10 @@ MOST = math.exp(HAND["log_clip"][0])
 BETA2 = torch.tensor(HAND["logit_beta2"]).sigmoid()
 
 
-def factor(g2: float, v: float, step: float) -> float:
-    """For mean squares of a gradient and, as they are stored, of those before."""
-    means = {"g2": torch.tensor([g2]), "v": torch.tensor([v])}
+def factor(g2: float, v: float, step: float, m2: float | None = None) -> float:
+    """For mean squares of a gradient, of those before as they are stored, and of the momentum."""
+    m2 = v if m2 is None else m2
+    means = {"g2": torch.tensor([g2]), "v": torch.tensor([v]), "m2": torch.tensor([m2])}
     return clipping(means, BETA2, torch.tensor([step]), hand_weights()).item()
 
 
@@ -44,6 +45,31 @@ def test_the_first_ones_and_those_after_none_count_in_full(v: float, step: float
     assert factor(1e6, v, step) == 1.0
 
 
+def test_after_a_time_without_gradients_the_next_counts_in_full():
+    """A gradient of 1, then steps without any, by which both moments decay, then another of 1."""
+    beta1, beta2 = (torch.tensor(HAND[f"logit_beta{k}"]).sigmoid().item() for k in (1, 2))
+    factors = [
+        factor(1.0, (1 - beta2) * beta2**k, 500.0, (1 - beta1) ** 2 * beta1 ** (2 * k))
+        for k in (0, 5, 15, 25, 60)
+    ]
+    assert factors[3:] == [1.0, 1.0]
+    assert all(found < 0.5 for found in factors[:3])
+
+
+def test_what_is_used_once_in_fifty_steps_does_not_starve():
+    """Full steps go its way, whatever the steps without a gradient between."""
+    param = nn.Parameter(torch.ones(5))
+    optimizer = LearnedOptimizer([param], load_rule("default"))
+    moments = []
+    for step in range(500):
+        param.grad = torch.full((5,), 0.0 if step % 50 else 1.0)
+        optimizer.step()
+        moments += [] if step % 50 else [optimizer.state[param]["moments"][0].clone()]
+    beta1 = torch.tensor(HAND["logit_beta1"]).sigmoid()
+    for m in moments:
+        torch.testing.assert_close(m, (1 - beta1) * torch.ones(5))
+
+
 def test_the_mean_before_does_not_know_this_one():
     means = {"v": torch.tensor([stored(4.0, 7.0)])}
     found = squares_before(means, BETA2, torch.tensor([7.0]))
@@ -56,11 +82,12 @@ def test_the_mean_before_does_not_know_this_one():
     ("g2", "v"), [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1e28, 1e-25), (4.0, 1.0)]
 )
 def test_its_derivative_is_finite(g2: float, v: float):
-    means = {k: torch.tensor([x], requires_grad=True) for k, x in (("g2", g2), ("v", v))}
+    leaves = {k: torch.tensor([x], requires_grad=True) for k, x in (("g2", g2), ("v", v))}
+    means = leaves | {"m2": torch.tensor([v])}
     factor = clipping(means, BETA2, torch.tensor([100.0]), hand_weights())
     factor.sum().backward()
     assert all(
-        leaf.grad is not None and bool(leaf.grad.isfinite().all()) for leaf in means.values()
+        leaf.grad is not None and bool(leaf.grad.isfinite().all()) for leaf in leaves.values()
     )
 
 

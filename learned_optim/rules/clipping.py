@@ -25,6 +25,10 @@ from learned_optim.rules.ranges import tiny
 
 # Steps whose gradients are not clipped: they grow at first, and little is known of them.
 FIRST = 10.0
+# Mean square of the momentum, over that of the gradients, below which none has come for so long
+# (some seventeen steps) that the next one is not rare but the first: what is used now and then,
+# such as an expert of a mixture, would starve otherwise.
+FAINT = 1e-7
 
 
 def squares_before(means: Mapping[str, Tensor], beta2: Tensor, step: Tensor) -> Tensor:
@@ -45,7 +49,8 @@ def clipping(means: Mapping[str, Tensor], beta2: Tensor, step: Tensor, weights: 
     """The factor on the gradient that the momentum sees, `(..., T)`, at most 1.
 
     Args:
-        means: see `squares_before`; and `g2`, of this gradient's squares.
+        means: see `squares_before`; and `g2`, of this gradient's squares, and `m2`, of those of the
+            momentum before it.
         beta2: likewise.
         step: likewise.
         weights: the constants.
@@ -53,5 +58,5 @@ def clipping(means: Mapping[str, Tensor], beta2: Tensor, step: Tensor, weights: 
     before = squares_before(means, beta2, step)
     most = (2 * constant(weights, "log_clip")).exp() * before
     ratio = (most / means["g2"].clamp_min(tiny(before))).clamp(tiny(before), 1)
-    unseen = before <= tiny(before)
+    unseen = (before <= tiny(before)) | (means["m2"] <= FAINT * before)
     return torch.where((step <= FIRST) | unseen, 1, ratio).sqrt()

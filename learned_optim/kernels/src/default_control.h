@@ -32,7 +32,7 @@ constexpr float HAND_SCALE = 5.0f;
 constexpr float LONG = 1000.0f, LONG_POWER = 0.5f;
 constexpr float RISING = 0.1f, SHORT = 300.0f, SHORTEST = 5.0f, BRIEF = 100.0f;
 constexpr float SLOWEST = -4.0f, FASTEST = 2.5f, SMOOTH = 10.0f, SETTLED = 100.0f;
-constexpr float AGAINST = -0.5f, LARGE = 9.0f;
+constexpr float AGAINST = -0.5f, LARGE = 9.0f, FAINT = 1e-7f;
 constexpr float SHORT_RUN = 200.0f, FIRST = 10.0f, FIRST_AGAINST = 0.1f, FIRST_LARGE = 6.0f;
 
 // Floats of the controller in the caller's flat weights, behind those of the hand rule.
@@ -107,7 +107,8 @@ INLINE vf agreement(const Means& means) {
 INLINE vf clipping(const Hand& hand, const Means& means, const Time& time, vf before) {
   vf ratio = before * expf(2 * hand.log_clip) / vmax(means.g2, set1(TINY));
   ratio = vmin(vmax(ratio, set1(TINY)), set1(1.0f));
-  const auto free = (time.step <= set1(FIRST)) | (before <= set1(TINY));
+  const auto unseen = (before <= set1(TINY)) | (means.m2 <= FAINT * before);
+  const auto free = (time.step <= set1(FIRST)) | unseen;
   return free ? set1(1.0f) : vroot(ratio);
 }
 
