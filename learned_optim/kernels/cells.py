@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from learned_optim.kernels import native
+from learned_optim.kernels import native, structs
 from learned_optim.kernels.checks import (
     cells_arguments,
     check_float32,
@@ -61,7 +61,7 @@ def cells_step_(
     check_float32("state", state, (*lead, state_rows(layers, hidden, cell), coordinates))
     check_float32("weights", weights, (size,) if weights.dim() == 1 else (*lead, size))
     out = torch.empty_like(grads)
-    arguments = native.StepArguments(
+    arguments = structs.StepArguments(
         rules=math.prod(lead),
         coordinates=coordinates,
         grads_stride=coordinates,

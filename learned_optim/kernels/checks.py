@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learned_optim.kernels import native
+from learned_optim.kernels import native, structs
 
 MAX_LAYERS = 8
 MAX_HIDDEN = 256
@@ -59,7 +59,7 @@ def state_rows(layers: int, hidden: int, cell: str = "lstm") -> int:
 
 def cells_arguments(
     layers: int, hidden: int, p: float | None, cell: str = "lstm"
-) -> native.CellsArguments:
+) -> structs.CellsArguments:
     """The cells' sizes as the library wants them.
 
     Raises:
@@ -73,7 +73,7 @@ def cells_arguments(
     if p is not None and not 0.0 < p <= 50.0:
         raise ValueError(f"p must be in (0, 50], or None for raw gradients, but is {p}")
     inputs, p, exp_p = (1, 1.0, 1.0) if p is None else (2, p, math.exp(p))
-    return native.CellsArguments(CELLS[cell].kind, layers, hidden, inputs, p, exp_p)
+    return structs.CellsArguments(CELLS[cell].kind, layers, hidden, inputs, p, exp_p)
 
 
 def check_float32(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

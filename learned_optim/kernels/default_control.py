@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from learned_optim.kernels import native
+from learned_optim.kernels import native, structs
 from learned_optim.kernels.checks import check_all_float32, check_float32, pointers
 from learned_optim.kernels.default_runs import FACTS, GAUGE, SIGNALS, SUMS, default_weight_count
 
@@ -62,7 +62,7 @@ def default_control_(
     signals = torch.empty(SIGNALS, count, dtype=torch.float32, device="cpu")
     total = None if total_steps is None else signals.new_full((count,), float(total_steps))
     tables = [pointers(tensors) for tensors in (steps, gauges, controllers or [])]
-    control = native.DefaultControlArguments(
+    control = structs.DefaultControlArguments(
         rules=1,
         tensors=count,
         weights=weights.data_ptr(),
@@ -73,7 +73,7 @@ def default_control_(
         units=units,
         hidden=hidden,
     )
-    kept = native.DefaultKeptArguments(
+    kept = structs.DefaultKeptArguments(
         steps=tables[0].address,
         gauges=tables[1].address,
         cells=tables[2].address,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learned_optim.kernels import native
+from learned_optim.kernels import native, structs
 from learned_optim.kernels.checks import check_float32, thread_count
 
 # Sizes in rules.default and rules.hand: SUMS, SIGNALS, FACTS, rows of the gauge and of the moments;
@@ -97,7 +97,7 @@ def default_step_(
     )
     survey = grads.new_empty((runs, tensors, 1 + SUMS))
     signals = grads.new_empty((runs, SIGNALS, tensors))
-    control = native.DefaultControlArguments(
+    control = structs.DefaultControlArguments(
         rules=runs,
         tensors=tensors,
         weights=weights.data_ptr(),
@@ -111,7 +111,7 @@ def default_step_(
         units=units,
         hidden=hidden,
     )
-    arguments = native.DefaultRunsArguments(
+    arguments = structs.DefaultRunsArguments(
         sizes=sizes_array.data_ptr(),
         grads=grads.data_ptr(),
         params=params.data_ptr(),

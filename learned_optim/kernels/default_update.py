@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from learned_optim.kernels import native
+from learned_optim.kernels import native, structs
 from learned_optim.kernels.checks import (
     check_all_float32,
     check_float32,
@@ -147,7 +147,7 @@ class DefaultTensors:
         if len(members) < len(counts):
             columns = [[column[i] for i in members] for column in columns]
         table = native.Table(*columns)  # `DefaultTensor` of src/table.h for each tensor
-        arguments = native.DefaultArguments(
+        arguments = structs.DefaultArguments(
             count=len(members),
             rules=1,
             tensors=table.address,

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from learned_optim.kernels import native
+from learned_optim.kernels import native, structs
 from learned_optim.kernels.checks import (
     cells_arguments,
     check_float32,
@@ -70,7 +70,7 @@ def lstm_bptt(
     check_float32("state", state, (2 * layers * hidden, coordinates))
     check_float32("weights", weights, (weight_count(layers, hidden, cells.inputs),))
     weight_grads, last_state = torch.empty_like(weights), torch.empty_like(state)
-    arguments = native.BpttArguments(
+    arguments = structs.BpttArguments(
         steps=steps,
         coordinates=coordinates,
         grads=grads.data_ptr(),
@@ -145,7 +145,7 @@ def lstm_vjp(
         check_float32("widths", widths, (*lead, coordinates))
     found = torch.empty_like(weights), torch.empty_like(grads), torch.empty_like(state)
     weight_grads, grad_cotangents, state_cotangents_before = found
-    arguments = native.VjpArguments(
+    arguments = structs.VjpArguments(
         leads=math.prod(lead),
         coordinates=coordinates,
         grads=grads.data_ptr(),

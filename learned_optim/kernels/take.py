@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from learned_optim.kernels import native
+from learned_optim.kernels import native, structs
 from learned_optim.kernels.checks import check_float32, storage_type, thread_count
 
 
@@ -41,7 +41,7 @@ def take_(
     count = param.numel()
     check_float32("owed", owed, (count,))
     check_float32("step", step, (count,))
-    arguments = native.TakeArguments(
+    arguments = structs.TakeArguments(
         count=count,
         step=step.data_ptr(),
         param=param.data_ptr(),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from learned_optim.kernels import native
+from learned_optim.kernels import native, structs
 from learned_optim.kernels.checks import (
     cells_arguments,
     check_all_float32,
@@ -39,7 +39,7 @@ def not_finite(tensors: Sequence[Tensor], *, threads: int | None = None) -> Tens
         return broken
     counts = [tensor.numel() for tensor in tensors]
     addresses, sizes = pointers(tensors), native.Table(counts)
-    arguments = native.FiniteArguments(
+    arguments = structs.FiniteArguments(
         count=len(tensors),
         tensors=addresses.address,
         sizes=sizes.address,
@@ -63,7 +63,7 @@ def count_up_(counters: Sequence[Tensor]) -> None:
     """
     check_all_float32("counters", counters, [1] * len(counters))
     addresses = pointers(counters)
-    arguments = native.CountArguments(count=len(counters), numbers=addresses.address)
+    arguments = structs.CountArguments(count=len(counters), numbers=addresses.address)
     native.call("learned_optim_count", arguments)
 
 
@@ -117,7 +117,7 @@ def cells_update_(
     state_type = storage_type("states", states, counts, state_rows(layers, hidden, cell))
     columns = [[*map(Tensor.data_ptr, column)] for column in (grads, params, states)]
     tensors = native.Table(*columns, counts)
-    arguments = native.UpdateArguments(
+    arguments = structs.UpdateArguments(
         count=len(counts),
         tensors=tensors.address,
         weights=weights.data_ptr(),

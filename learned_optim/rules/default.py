@@ -23,8 +23,8 @@ is no longer than the longest of these steps so far.
 
 What is where: `hand` has the constants and the schedule, `feedback` the pace, `controller` what the
 LSTM of a tensor sees, `ranges` what float32 can square, `clipping` and `deferral` what their names
-say. The class here
-has three headings: its state and its weights; the three stages, in their order; whole matrices.
+say. The class here has three headings: its state and its weights; the three stages, in their order;
+whole matrices.
 
 Nothing depends on the scale of the loss, while the root mean square of a tensor's gradient is
 between 1e-15 and 1e14 in float32; outside that range, steps are finite and bounded but no longer
