@@ -25,7 +25,24 @@ def _open(path: Path, expected_hash: str) -> ctypes.CDLL:
             f"{path} was built from other sources (hash {found}, now {expected_hash}): "
             "run python -m learned_optim.kernels.build"
         )
+    _share_threads(library)
     return library
+
+
+def _share_threads(library: ctypes.CDLL) -> None:
+    """Let the kernels run on the threads of torch's OpenMP, where it is one that can be asked.
+
+    They are there already, and spin between two of torch's operations: threads of the kernels' own
+    would have to share the cores with them.
+    """
+    try:
+        team = ctypes.CDLL(None).GOMP_parallel
+    except AttributeError:
+        return
+    library.learned_optim_set_team.argtypes = [ctypes.c_void_p]
+    library.learned_optim_set_team(ctypes.cast(team, ctypes.c_void_p))
+    # A fork copies none of these threads, and OpenMP would wait for them for ever.
+    os.register_at_fork(after_in_child=lambda: library.learned_optim_set_team(None))
 
 
 @functools.cache

@@ -1,5 +1,8 @@
 // The library's exported functions: each call goes to the instruction set the caller names.
 #include "table.h"
+#include "team.h"
+
+Team learned_optim_team = nullptr;
 
 extern const Table table_baseline;
 #if defined(WITH_X86)
@@ -35,6 +38,9 @@ EXPORT int learned_optim_best_level() {
 
 // Hash of the sources, so that a stale library is never called.
 EXPORT const char* learned_optim_sources() { return SOURCES_HASH; }
+
+// Whose threads the kernels run on from now on, see team.h.
+EXPORT void learned_optim_set_team(Team team) { learned_optim_team = team; }
 
 EXPORT int learned_optim_bptt(int level, const CellsArguments* cells, const BpttArguments* a) {
   return find(level)->bptt(cells, a);

@@ -8,6 +8,7 @@
 #include <xmmintrin.h>
 #endif
 
+#include "team.h"
 #include "vec.h"
 
 namespace {
@@ -43,33 +44,47 @@ struct Job {
   int failed = 0;
 };
 
-inline void* run_chunks(void* argument) {
+inline long claim(Job* job) { return __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED); }
+
+inline void run_chunks(void* argument) {
   Job* job = (Job*)argument;
+  long index = claim(job);
+  if (index >= job->count) return;
   FlushSubnormals flush;
   void* scratch = nullptr;
   if (posix_memalign(&scratch, 64, job->scratch_bytes)) {
     __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
-    return nullptr;
+    return;
   }
-  for (;;) {
-    long index = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
-    if (index >= job->count) break;
-    job->chunk(job->context, index, scratch);
-  }
+  for (; index < job->count; index = claim(job)) job->chunk(job->context, index, scratch);
   free(scratch);
+}
+
+inline void* run_on_thread(void* job) {
+  run_chunks(job);
   return nullptr;
 }
 
-// 0, or 1 when memory ran out. A thread that cannot be started is done without.
-inline int run(Job& job, int threads) {
+// A thread that cannot be started is done without.
+inline void run_on_own_threads(Job& job, int threads) {
   constexpr int MOST = 256;
   pthread_t others[MOST];
   int started = 0;
-  long useful = job.count < threads ? job.count : threads;
-  while (started + 1 < useful && started < MOST)
-    if (pthread_create(&others[started], nullptr, run_chunks, &job)) break; else started++;
+  while (started + 1 < threads && started < MOST)
+    if (pthread_create(&others[started], nullptr, run_on_thread, &job)) break; else started++;
   run_chunks(&job);
   for (int i = 0; i < started; i++) pthread_join(others[i], nullptr);
+}
+
+// 0, or 1 when memory ran out.
+inline int run(Job& job, int threads) {
+  const int useful = job.count < threads ? (int)job.count : threads;
+  if (useful <= 1)
+    run_chunks(&job);
+  else if (learned_optim_team)  // All of them, as a team of another size would be made anew.
+    learned_optim_team(run_chunks, &job, threads, 0);
+  else
+    run_on_own_threads(job, useful);
   return job.failed;
 }
 

@@ -1,0 +1,119 @@
+"""Whose threads the kernels run on: those of torch's OpenMP, or their own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from learned_optim import kernels
+from learned_optim.kernels import native
+
+pytestmark = pytest.mark.usefixtures("built_kernels")
+SIZE = 1 << 21  # enough that a kernel asks for several threads
+TEAM = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
+)  # as GOMP_parallel
+
+
+@pytest.fixture
+def run_on() -> Iterator[Callable[[Any], None]]:
+    """Sets the team, and puts back what was there."""
+    library = native.library()
+    yield library.learned_optim_set_team
+    library.learned_optim_set_team(None)
+    native._share_threads(library)
+
+
+def taken(threads: int) -> Tensor:
+    """What a kernel leaves of a parameter and of what is owed."""
+    draw = torch.Generator().manual_seed(0)
+    param, owed, step = torch.randn(3, SIZE, generator=draw).unbind()
+    kernels.take_(param, owed, step, share=0.5, due=0.25, threads=threads)
+    return torch.stack((param, owed))
+
+
+@pytest.mark.parametrize("threads", [2, 7])
+def test_own_threads_give_the_same(threads: int, run_on: Callable[[Any], None]):
+    shared = taken(threads)
+    run_on(None)
+    assert torch.equal(taken(threads), shared)
+    assert torch.equal(taken(1), shared)
+
+
+def test_a_team_is_asked_for_all_threads_and_may_come_with_fewer(run_on: Callable[[Any], None]):
+    asked: list[int] = []
+
+    @TEAM
+    def alone(function: int, data: int, threads: int, _flags: int) -> None:
+        asked.append(threads)
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(data)
+
+    expected = taken(1)
+    run_on(ctypes.cast(alone, ctypes.c_void_p))
+    assert torch.equal(taken(3), expected)
+    assert asked == [3]
+    taken(1)
+    assert asked == [3], "one thread needs no team"
+
+
+class Library:
+    """A stand-in that remembers whose threads it was told to use."""
+
+    told: ClassVar[list[ctypes.c_void_p]] = []
+
+    @staticmethod
+    def learned_optim_set_team(team: ctypes.c_void_p) -> None:
+        Library.told.append(team)
+
+
+def test_it_is_the_team_of_torch():
+    try:
+        torchs = ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p)
+    except AttributeError:
+        pytest.skip("torch runs on threads that cannot be asked here")
+    native._share_threads(Library())  # pyright: ignore[reportArgumentType]
+    assert [team.value for team in Library.told] == [torchs.value]
+
+
+def test_without_one_the_kernels_start_their_own(monkeypatch: pytest.MonkeyPatch):
+    Library.told.clear()
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    native._share_threads(Library())  # pyright: ignore[reportArgumentType]
+    assert not Library.told
+
+
+def test_a_forked_process_does_not_wait_for_threads_that_it_has_not():
+    script = """
+        import os, sys, torch
+        from learned_optim import kernels
+
+        param, owed, step = torch.zeros(3, 1 << 21).unbind()
+
+        def take():
+            kernels.take_(param, owed, step, share=0.5, due=0.25, threads=2)
+
+        torch.set_num_threads(2)
+        take()
+        child = os.fork()
+        if not child:
+            take()
+            os._exit(0)
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        try:
+            assert process.wait(timeout=60) == 0
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the child as well
+            raise
