@@ -3,6 +3,7 @@
     python -m benchmarks.generalization --split validation              to choose weights by
     python -m benchmarks.generalization                                 the held-out problems
     python -m benchmarks.generalization --split fine_tuning             networks trained before
+    python -m benchmarks.generalization --split domains                 other kinds of problem
     python -m benchmarks.generalization --split validation --rule DIR --output DIR
     python -m benchmarks.generalization --baselines-only                fills the cache
     python -m benchmarks.generalization --again                         the rule anew

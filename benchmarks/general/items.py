@@ -1,11 +1,12 @@
-"""The fixed problems: one list to choose weights by, two that nothing is chosen by.
+"""The fixed problems: one list to choose weights by, three that nothing is chosen by.
 
 `validation`: the families of `META_VALIDATION` and fresh draws from families that meta-training
 samples. `held_out`: families, data and losses of `HELD_OUT`, several of each in several sizes,
 small enough that a hundred runs side by side train on one core. Both hold the kinds of problem on
 which steps relative to a tensor's scale get stuck: bottlenecks whose ReLUs die, targets nobody
 rescaled, convex problems that start at zero. `fine_tuning`: networks of the held-out families that
-were trained before, on other data (`benchmarks.general.fine_tuning`).
+were trained before, on other data (`benchmarks.general.fine_tuning`). `domains`: kinds of problem
+that none of these have (`benchmarks.general.domains`), drawn up when the rule was as it is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from benchmarks.general import domains
+from benchmarks.general.domains import Fixed
 from benchmarks.general.fine_tuning import FineTuning
 from learned_optim import tasks
 from learned_optim.meta_training.seeding import derive_seed, generator
@@ -152,10 +155,24 @@ _FINE_TUNING = (
     ),
 )
 
+_DOMAINS = (
+    Item("adding", Fixed(domains.Adding()), 1000),
+    Item("bandit", Fixed(domains.Bandit()), 1000),
+    Item("burgers", Fixed(domains.Burgers()), 2000),
+    Item("contrastive", Fixed(domains.Contrastive()), 500),
+    Item("diffusion", Fixed(domains.Diffusion()), 1000),
+    Item("experts", Fixed(domains.Experts()), 500),
+    Item("graph", Fixed(domains.Graph()), 300),
+    Item("label_noise", Fixed(domains.LabelNoise()), 500),
+    Item("photograph", Fixed(domains.Photograph()), 1000),
+    Item("word_vectors", Fixed(domains.WordVectors()), 1000),
+)
+
 SPLITS: dict[str, tuple[Item, ...]] = {
     "validation": _VALIDATION,
     "held_out": _HELD_OUT,
     "fine_tuning": _FINE_TUNING,
+    "domains": _DOMAINS,
 }
 
 

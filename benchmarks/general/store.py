@@ -47,6 +47,7 @@ _LOWER = (1e-5, 3e-5, 1e-4, 3e-4)
 RIVALS: dict[str, dict[str, Method]] = {
     "validation": _STRONG,
     "held_out": METHODS,
+    "domains": METHODS,
     "fine_tuning": {
         key: replace(method, rates=(*_LOWER, *method.rates)) for key, method in _STRONG.items()
     },
