@@ -49,7 +49,7 @@ class Diffusion(ImageTask):
         """Images, each with noise of a level of its own."""
         x = nets.centred(super().batch(generator, split)["x"]).flatten(1)
         when = nets.integers(generator, _TIMES, self.batch_size)
-        kept = (1 - torch.linspace(_FIRST, _LAST, _TIMES)).cumprod(0)[when, None]
+        kept = signal()[when, None]
         noise = nets.normal(generator, x.shape)
         speeds = torch.exp(-math.log(1e4) * torch.arange(_WAVES) / _WAVES)
         angles = when[:, None] * speeds
@@ -64,3 +64,8 @@ class Diffusion(ImageTask):
             inside = torch.nn.functional.silu(nets.dense(params, f"block{i}.expand", inside))
             x = x + nets.dense(params, f"block{i}.contract", inside)
         return (nets.dense(params, "output", x) - batch["noise"]).square().mean()
+
+
+def signal() -> Tensor:
+    """Share of the image in the variance at each time, `(_TIMES,)`: alpha bar of the paper."""
+    return (1 - torch.linspace(_FIRST, _LAST, _TIMES)).cumprod(0)
