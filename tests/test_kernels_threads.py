@@ -9,14 +9,14 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from learned_optim import kernels
-from learned_optim.kernels import native
+from learned_optim.kernels import native, structs
 
 pytestmark = pytest.mark.usefixtures("built_kernels")
 SIZE = 1 << 21  # enough that a kernel asks for several threads
@@ -58,8 +58,12 @@ def test_a_team_is_asked_for_all_threads_and_may_come_with_fewer(run_on: Callabl
         asked.append(threads)
         ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(data)
 
+    @ctypes.CFUNCTYPE(ctypes.c_int)
+    def last() -> int:
+        return 2
+
     expected = taken(1)
-    run_on(ctypes.cast(alone, ctypes.c_void_p))
+    run_on(ctypes.byref(structs.Team.of(alone, last)))
     assert torch.equal(taken(3), expected)
     assert asked == [3]
     taken(1)
@@ -69,27 +73,42 @@ def test_a_team_is_asked_for_all_threads_and_may_come_with_fewer(run_on: Callabl
 class Library:
     """A stand-in that remembers whose threads it was told to use."""
 
-    told: ClassVar[list[ctypes.c_void_p]] = []
+    def __init__(self) -> None:
+        self.told: list[structs.Team] = []
 
-    @staticmethod
-    def learned_optim_set_team(team: ctypes.c_void_p) -> None:
-        Library.told.append(team)
+    def learned_optim_set_team(self, team: Any) -> None:
+        if team is not None:
+            self.told.append(team._obj)
 
 
 def test_it_is_the_team_of_torch():
+    process = ctypes.CDLL(None)
     try:
-        torchs = ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p)
+        torchs = structs.Team.of(process.GOMP_parallel, process.omp_get_thread_num)
     except AttributeError:
         pytest.skip("torch runs on threads that cannot be asked here")
-    native._share_threads(Library())  # pyright: ignore[reportArgumentType]
-    assert [team.value for team in Library.told] == [torchs.value]
+    library: Any = Library()
+    native._share_threads(library)
+    assert [(team.run, team.place) for team in library.told] == [(torchs.run, torchs.place)]
 
 
 def test_without_one_the_kernels_start_their_own(monkeypatch: pytest.MonkeyPatch):
-    Library.told.clear()
+    library: Any = Library()
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
-    native._share_threads(Library())  # pyright: ignore[reportArgumentType]
-    assert not Library.told
+    native._share_threads(library)
+    assert not library.told
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5, 64, 65, 100])
+def test_every_chunk_is_done_once_however_they_are_dealt(
+    threads: int, run_on: Callable[[Any], None]
+):
+    # Steps that are added twice, or not at all, would show.
+    expected = taken(1)
+    for team in ("torch's", "own"):
+        if team == "own":
+            run_on(None)
+        assert torch.equal(taken(threads), expected), team
 
 
 def test_a_forked_process_does_not_wait_for_threads_that_it_has_not():

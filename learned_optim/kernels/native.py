@@ -9,6 +9,8 @@ from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
+from learned_optim.kernels import structs
+
 LEVELS = ("baseline", "avx2", "avx512")
 
 
@@ -35,12 +37,12 @@ def _share_threads(library: ctypes.CDLL) -> None:
     They are there already, and spin between two of torch's operations: threads of the kernels' own
     would have to share the cores with them.
     """
+    process = ctypes.CDLL(None)
     try:
-        team = ctypes.CDLL(None).GOMP_parallel
+        team = structs.Team.of(process.GOMP_parallel, process.omp_get_thread_num)
     except AttributeError:
         return
-    library.learned_optim_set_team.argtypes = [ctypes.c_void_p]
-    library.learned_optim_set_team(ctypes.cast(team, ctypes.c_void_p))
+    library.learned_optim_set_team(ctypes.byref(team))
     # A fork copies none of these threads, and OpenMP would wait for them for ever.
     os.register_at_fork(after_in_child=lambda: library.learned_optim_set_team(None))
 

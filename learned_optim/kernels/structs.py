@@ -1,13 +1,25 @@
 """The arguments of the library's functions, struct by struct as src/table.h has them.
 
-What the fields mean is said there; order and types must be the same.
+What the fields mean is said there (of `Team` in src/team.h); order and types must be the same.
 """
 
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 _Int32, _Int64, _Float, _Pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+
+
+class Team(ctypes.Structure):
+    """See src/team.h."""
+
+    _fields_ = (("run", _Pointer), ("place", _Pointer))
+
+    @classmethod
+    def of(cls, *functions: Any) -> Team:  # noqa: ANN401
+        """From functions of a library, in the order of the fields."""
+        return cls(*(ctypes.cast(function, _Pointer).value for function in functions))
 
 
 class CellsArguments(ctypes.Structure):

@@ -2,7 +2,7 @@
 #include "table.h"
 #include "team.h"
 
-Team learned_optim_team = nullptr;
+Team learned_optim_team = {};
 
 extern const Table table_baseline;
 #if defined(WITH_X86)
@@ -39,8 +39,10 @@ EXPORT int learned_optim_best_level() {
 // Hash of the sources, so that a stale library is never called.
 EXPORT const char* learned_optim_sources() { return SOURCES_HASH; }
 
-// Whose threads the kernels run on from now on, see team.h.
-EXPORT void learned_optim_set_team(Team team) { learned_optim_team = team; }
+// Whose threads the kernels run on from now on, see team.h; null for their own.
+EXPORT void learned_optim_set_team(const Team* team) {
+  learned_optim_team = team ? *team : Team{};
+}
 
 EXPORT int learned_optim_bptt(int level, const CellsArguments* cells, const BpttArguments* a) {
   return find(level)->bptt(cells, a);

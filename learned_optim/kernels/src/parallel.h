@@ -35,28 +35,61 @@ struct FlushSubnormals {
 #endif
 };
 
+// Chunks that one thread begins with; others take over what it has not got to.
+struct Share {
+  long next, end;
+  char apart[48];  // a line of the cache for each
+};
+
+constexpr int MOST = 64;   // shares
+constexpr long TURNS = 8;  // a thread takes so much of its share at once
+
 struct Job {
   void (*chunk)(void* context, long index, void* scratch);
   void* context;
   long count;
   size_t scratch_bytes;  // for each thread
-  long next = 0;
-  int failed = 0;
+  int parts = 1, arrived = 0, failed = 0;
+  long together = 1;  // chunks in a row that a thread takes at once
+  Share shares[MOST] = {};
 };
 
-inline long claim(Job* job) { return __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED); }
+// Neighbours go to one thread, and the same ones at every pass and step: what a core fetches ahead
+// of a chunk is the next one, and what it has written last is in its own cache.
+inline void deal(Job& job, int threads) {
+  job.parts = threads < MOST ? threads : MOST;
+  job.together = job.count / (job.parts * TURNS);
+  if (job.together < 1) job.together = 1;
+  for (int i = 0; i < job.parts; i++)
+    job.shares[i] = {job.count * i / job.parts, job.count * (i + 1) / job.parts, {}};
+}
+
+inline int first_share(Job* job) {
+  const int place = learned_optim_team.place ? learned_optim_team.place()
+                                             : __atomic_fetch_add(&job->arrived, 1, __ATOMIC_RELAXED);
+  return place % job->parts;
+}
+
+// False when there is no memory.
+inline bool run_share(Job* job, Share* share, void** scratch) {
+  for (;;) {
+    const long first = __atomic_fetch_add(&share->next, job->together, __ATOMIC_RELAXED);
+    if (first >= share->end) return true;
+    if (!*scratch && posix_memalign(scratch, 64, job->scratch_bytes)) return false;
+    const long left = share->end - first;
+    const long end = first + (left < job->together ? left : job->together);
+    for (long index = first; index < end; index++) job->chunk(job->context, index, *scratch);
+  }
+}
 
 inline void run_chunks(void* argument) {
   Job* job = (Job*)argument;
-  long index = claim(job);
-  if (index >= job->count) return;
   FlushSubnormals flush;
   void* scratch = nullptr;
-  if (posix_memalign(&scratch, 64, job->scratch_bytes)) {
-    __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
-    return;
-  }
-  for (; index < job->count; index = claim(job)) job->chunk(job->context, index, scratch);
+  const int first = first_share(job);
+  for (int i = 0; i < job->parts; i++)
+    if (!run_share(job, &job->shares[(first + i) % job->parts], &scratch))
+      __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
   free(scratch);
 }
 
@@ -67,10 +100,10 @@ inline void* run_on_thread(void* job) {
 
 // A thread that cannot be started is done without.
 inline void run_on_own_threads(Job& job, int threads) {
-  constexpr int MOST = 256;
-  pthread_t others[MOST];
+  constexpr int MOST_THREADS = 256;
+  pthread_t others[MOST_THREADS];
   int started = 0;
-  while (started + 1 < threads && started < MOST)
+  while (started + 1 < threads && started < MOST_THREADS)
     if (pthread_create(&others[started], nullptr, run_on_thread, &job)) break; else started++;
   run_chunks(&job);
   for (int i = 0; i < started; i++) pthread_join(others[i], nullptr);
@@ -79,10 +112,11 @@ inline void run_on_own_threads(Job& job, int threads) {
 // 0, or 1 when memory ran out.
 inline int run(Job& job, int threads) {
   const int useful = job.count < threads ? (int)job.count : threads;
+  deal(job, useful > 1 ? useful : 1);
   if (useful <= 1)
     run_chunks(&job);
-  else if (learned_optim_team)  // All of them, as a team of another size would be made anew.
-    learned_optim_team(run_chunks, &job, threads, 0);
+  else if (learned_optim_team.run)  // All of them, as a team of another size would be made anew.
+    learned_optim_team.run(run_chunks, &job, threads, 0);
   else
     run_on_own_threads(job, useful);
   return job.failed;
