@@ -89,7 +89,16 @@ def resident(kind: str) -> int | None:
 
 
 def temporaries(step: Callable[[], object]) -> int | None:
-    """Peak of memory during a step above what is there before it."""
+    """Peak of memory during a step above what is there before it, the least of three.
+
+    Whatever else the process touches for the first time meanwhile is counted along.
+    """
+    peaks = [_peak(step) for _ in range(3)]
+    known = [peak for peak in peaks if peak is not None]
+    return min(known) if known else None
+
+
+def _peak(step: Callable[[], object]) -> int | None:
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
@@ -106,8 +115,11 @@ def temporaries(step: Callable[[], object]) -> int | None:
 def time_case(case: str, threads: int, entrants: list[Contender]) -> list[dict[str, Any]]:
     """All contenders in turn, round after round."""
     numel = sum(param.numel() for param in make_params(case))
-    ready = [(contender, *contender.make(make_params(case))) for contender in entrants]
-    peaks = [temporaries(step) if threads == 1 else None for _, step, _ in ready]
+    ready, peaks = [], []
+    for contender in entrants:
+        ready.append((contender, *contender.make(make_params(case))))
+        # At once: in a heap that others have left full of holes a step touches more of it.
+        peaks.append(temporaries(ready[-1][1]) if threads == 1 else None)
     seconds: list[list[float]] = [[] for _ in ready]
     now = clock(threads)
     for turn in range(ROUNDS[case] + 1):

@@ -42,15 +42,21 @@ LABELS: dict[str, str] = {
 }
 # What weights are chosen against needs no more than these.
 _STRONG = {key: METHODS[key] for key in ("adam", "adamw_cosine", "muon_cosine")}
-# A network that is trained already may bear shorter steps only.
+# A network that is trained already may bear shorter steps only, and so may one that learns from
+# rewards; descent has them as it is.
 _LOWER = (1e-5, 3e-5, 1e-4, 3e-4)
+
+
+def _from(lowest: int) -> dict[str, Method]:
+    rates = _LOWER[lowest:]
+    return {key: replace(each, rates=(*rates, *each.rates)) for key, each in _STRONG.items()}
+
+
 RIVALS: dict[str, dict[str, Method]] = {
     "validation": _STRONG,
     "held_out": METHODS,
-    "domains": METHODS,
-    "fine_tuning": {
-        key: replace(method, rates=(*_LOWER, *method.rates)) for key, method in _STRONG.items()
-    },
+    "domains": METHODS | _from(2),
+    "fine_tuning": _from(0),
 }
 
 Entry = dict[str, Any]
