@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -109,6 +110,13 @@ def test_every_chunk_is_done_once_however_they_are_dealt(
         if team == "own":
             run_on(None)
         assert torch.equal(taken(threads), expected), team
+
+
+def test_several_threads_of_python_may_call_at_once():
+    expected = taken(1)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(taken, [2, 3, 2, 3] * 4))
+    assert all(torch.equal(each, expected) for each in found)
 
 
 def test_a_forked_process_does_not_wait_for_threads_that_it_has_not():
