@@ -45,7 +45,7 @@ def make(
         if "moments" in state:
             state["moments"][1].square_()
         if "gauge" in state:
-            state["gauge"][0].abs_()
+            state["gauge"][[0, 3]] = state["gauge"][[0, 3]].abs()
         step = torch.tensor(12.0)  # late enough for gradients to be clipped
         slots.append(Slot(param.to(dtype), grad.to(dtype), state, step, tuple(shape)))
     settings = {"lr": 0.7, "decay": 0.0, "maximize": False, "total_steps": None} | options

@@ -191,8 +191,8 @@ def test_tensors_that_the_kernels_cannot_read_are_refused():
     [
         ({"steps": [torch.tensor(0)]}, "steps must be one of"),
         ({"steps": [torch.tensor(0.0).half()]}, "steps must be float32 but are torch.float16"),
-        ({"gauges": [torch.zeros(1)]}, r"gauges\[0\] must have 3 elements but has 1"),
-        ({"controllers": [torch.zeros(3)]}, r"controllers\[0\] must have 6 elements but has 3"),
+        ({"gauges": [torch.zeros(1)]}, r"gauges\[0\] must have 4 elements but has 1"),
+        ({"controllers": [torch.zeros(4)]}, r"controllers\[0\] must have 6 elements but has 4"),
         ({"controllers": None}, "controllers must be given where units > 0, which is 3"),
         ({"finite": torch.ones(1)}, "finite must be .* bool"),
         ({"facts": torch.zeros(1, 5)}, r"facts must have shape \(5, 1\)"),
@@ -203,7 +203,7 @@ def test_what_the_control_cannot_read_is_refused(change, message):
         "survey": torch.zeros(1, 6),
         "facts": torch.ones(5, 1),
         "steps": [torch.tensor(0.0)],
-        "gauges": [torch.zeros(3)],
+        "gauges": [torch.zeros(4)],
         "controllers": [torch.zeros(6)],
         "weights": torch.zeros(kernels.default_weight_count(3, 4)),
     }

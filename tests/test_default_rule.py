@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from learned_optim import LoadedRule
 from learned_optim.bases import PERIOD, RIDGE
-from learned_optim.matrices import COEFFICIENTS, ITERATIONS, as_matrix
+from learned_optim.matrices import QUINTICS, as_matrix
 from learned_optim.meta_training.baseline import loss_curve
 from learned_optim.meta_training.unroll import (
     Layout,
@@ -48,10 +48,14 @@ def wild(rule: Default, seed: int = 0, size: float = 100.0) -> LoadedRule:
 def hand_length(param: Tensor, step: int, total_steps: int | None) -> float:
     """The hand rule's length of step number `step` before the pace, written anew."""
     kind = 0 if param.dim() > 1 else 1
+    return math.exp(HAND["log_step"][kind]) * scale_of(param) * hand_schedule(step, total_steps)
+
+
+def scale_of(param: Tensor) -> float:
+    """What lengths are relative to, written anew."""
     fan_in = as_matrix(tuple(param.shape))[1] if param.dim() > 1 else 1
-    floor = math.exp(HAND["log_floor"][kind]) / math.sqrt(fan_in)
-    scale = max(param.square().mean().sqrt().item(), floor)
-    return math.exp(HAND["log_step"][kind]) * scale * hand_schedule(step, total_steps)
+    floor = math.exp(HAND["log_floor"][0 if param.dim() > 1 else 1]) / math.sqrt(fan_in)
+    return max(param.square().mean().sqrt().item(), floor)
 
 
 def hand_schedule(step: int, total_steps: int | None) -> float:
@@ -72,9 +76,16 @@ class Heard:
 
     pace: float = 0.0
     agreement: float = 0.0
+    scale: float = 0.0
 
     def hear(
-        self, grad: Tensor, m: Tensor, v_hat: Tensor, step: int, total_steps: int | None
+        self,
+        grad: Tensor,
+        m: Tensor,
+        v_hat: Tensor,
+        step: int,
+        total_steps: int | None,
+        scale: float,
     ) -> None:
         """The gradient of step number `step`, the momentum before it, the mean square with it."""
         if not grad.any() or not m.any():
@@ -84,6 +95,10 @@ class Heard:
         off = self.agreement - 0.1 * HAND["aim"][0 if total_steps is None else 1]
         band = math.exp(HAND["log_band"][0])
         beyond = math.copysign(max(abs(off) - band, 0.0), off)
+        grown = math.log(max(1.0, scale / (self.scale or scale)))
+        if off <= band and self.pace > math.log(2):
+            self.pace = max(math.log(2), self.pace - grown)
+        self.scale = scale
         rate = math.exp(HAND["log_rate"][0 if grad.dim() > 1 else 1]) * min(1.0, step / 100)
         rate *= 1.0 if total_steps is None else max(0.0, 1 - step / total_steps)
         away = cosine < -0.5 and grad.square().mean() > 9 * v_hat.mean()
@@ -134,8 +149,7 @@ def straightened(step: Tensor) -> Tensor:
     """The iterations on the singular values themselves."""
     u, s, v = torch.linalg.svd(step, full_matrices=False)
     s = s / s.square().sum().sqrt()
-    a, b, c = COEFFICIENTS
-    for _ in range(ITERATIONS):
+    for a, b, c in QUINTICS:
         s = a * s + b * s**3 + c * s**5
     return u @ s.diag() @ v
 
@@ -184,7 +198,7 @@ def hand_steps(param: Tensor, grads: list[Tensor], total_steps: int | None) -> T
             clip = min(1.0, (most / grad.square().mean().sqrt()).item())
         v = beta2 * v + (1 - beta2) * grad**2
         v_hat = v / (1 - beta2**k)
-        heard.hear(grad, m, v_hat, k, total_steps)
+        heard.hear(grad, m, v_hat, k, total_steps, scale_of(param))
         m = beta1 * m + (1 - beta1) * clip * grad
         direction = m / (1 - beta1**k) / (v_hat + dead * v_hat.mean()).sqrt()
         length = hand_length(param, k, total_steps) * math.exp(heard.pace)
@@ -232,16 +246,40 @@ def test_the_pace_rises_while_gradients_agree_and_falls_while_they_turn(
     for k in range(1500):
         param.grad = torch.full((4, 3), -1.0 if turning and k % 2 else 1.0)
         optimizer.step()
+        param.data.fill_(1.0)  # what a scale grows by would be repaid
         paces.append(optimizer.state[param]["gauge"][1].item())
     expected = Heard()
     m = torch.zeros(4, 3)
     beta1 = sigmoid(HAND["logit_beta1"][0])
     for k in range(150):
         grad = torch.full((4, 3), -1.0 if turning and k % 2 else 1.0)
-        expected.hear(grad, m, torch.ones(4, 3), k + 1, None)
+        expected.hear(grad, m, torch.ones(4, 3), k + 1, None, 1.0)
         m = beta1 * m + (1 - beta1) * grad
         assert paces[k] == pytest.approx(expected.pace, abs=1e-5)
     assert paces[-1] == bound
+
+
+@pytest.mark.parametrize("growth", [1.0, 1.02, 1.2, 0.9])
+def test_what_a_tensor_grows_by_is_repaid_once_gradients_no_longer_agree(growth: float):
+    param = nn.Parameter(torch.ones(4, 3))
+    optimizer = make([param], loaded(RULE))
+    expected, m, beta1 = Heard(), torch.zeros(4, 3), sigmoid(HAND["logit_beta1"][0])
+    paces, scale = [], 1.0
+    for step in range(1, 201):
+        grad = torch.ones(4, 3)
+        if step > 80:  # each coordinate in its turn: none along the momentum
+            grad = torch.eye(12)[step % 12].view(4, 3)
+        scale *= growth if step > 40 else 1.0
+        param.data.fill_(scale)
+        param.grad = grad
+        expected.hear(grad, m, torch.ones(4, 3), step, None, scale)
+        m = beta1 * m + (1 - beta1) * grad
+        optimizer.step()
+        paces.append(optimizer.state[param]["gauge"][1].item())
+        assert paces[-1] == pytest.approx(expected.pace, abs=1e-3), step
+    assert paces[80] > 1.5
+    left = math.log(2) if growth > 1 else paces[110]
+    assert paces[-1] == pytest.approx(left, abs=0.05)
 
 
 @pytest.mark.parametrize(("size", "brakes"), [(-5.0, True), (5.0, False), (-2.0, False)])
@@ -255,7 +293,7 @@ def test_a_gradient_that_is_large_and_turns_back_halves_the_pace_at_once(size, b
     for k in range(1, 32):
         param.grad = torch.full((4, 3), 1.0 if k < 31 else size)
         v = beta2 * v + (1 - beta2) * param.grad**2
-        expected.hear(param.grad, m, v / (1 - beta2**k), k, None)
+        expected.hear(param.grad, m, v / (1 - beta2**k), k, None, scale_of(param.detach()))
         m = beta1 * m + (1 - beta1) * param.grad
         optimizer.step()
         paces.append(optimizer.state[param]["gauge"][1].item())

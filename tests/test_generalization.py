@@ -13,7 +13,7 @@ import torch
 from benchmarks import generalization
 from benchmarks.general import items, store
 from benchmarks.general.figure import draw
-from benchmarks.general.grids import METHODS, GridStepper, Method, muon_takes
+from benchmarks.general.grids import METHODS, MUON_QUINTICS, GridStepper, Method, muon_takes
 from benchmarks.general.items import SPLITS, Item, chosen
 from benchmarks.general.scores import judge, log_ratio, mean_loss, profile, speed, versus
 from benchmarks.general.steppers import Instances, Packaged, Together, Unrolled, learned
@@ -85,7 +85,8 @@ def test_a_part_of_a_list_can_be_named_and_an_unknown_name_is_refused():
 def test_a_grid_equals_its_torch_classes_at_every_rate(name, monkeypatch):
     # torch's Muon rounds to bfloat16; with our iterations in its place the rest is compared.
     monkeypatch.setattr(
-        "torch.optim._muon._zeropower_via_newtonschulz", lambda g, *_: orthogonalize(g)
+        "torch.optim._muon._zeropower_via_newtonschulz",
+        lambda g, *_: orthogonalize(g, MUON_QUINTICS),
     )
     method = dataclasses.replace(METHODS[name], rates=(1e-3, 0.03))
     steps, source = 15, torch.Generator().manual_seed(0)
@@ -136,7 +137,8 @@ def test_our_iterations_end_where_those_of_torchs_muon_do():
     matrix = torch.randn(12, 30, generator=torch.Generator().manual_seed(0))
     theirs = _zeropower_via_newtonschulz(matrix, (DEFAULT_A, DEFAULT_B, DEFAULT_C), 5, 1e-7)
     # bfloat16 has three digits.
-    torch.testing.assert_close(orthogonalize(matrix), theirs.float(), rtol=0, atol=0.02)
+    found = orthogonalize(matrix, MUON_QUINTICS)
+    torch.testing.assert_close(found, theirs.float(), rtol=0, atol=0.02)
 
 
 def test_muon_takes_matrices_and_kernels_but_no_embedding_head_or_vector():

@@ -254,7 +254,7 @@ def test_wrong_tensors_are_refused(change, message):
     state = {
         "moments": torch.zeros(1, 3, 8),
         "cell": torch.zeros(1, 8, 8),
-        "gauge": torch.zeros(1, 3, 2),
+        "gauge": torch.zeros(1, 4, 2),
         "controller": torch.zeros(1, 6, 2),
     }
     arguments = {

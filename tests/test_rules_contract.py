@@ -132,14 +132,17 @@ def run(
     drift: float = 0.0,
     sign: int = 1,
     jolt: float = 1.0,
+    pace: float = 0.0,
 ) -> tuple[list[Tensor], State]:
     """A few steps; the state is then away from zero. With a drift, the gradients agree.
 
     The last gradient but one is multiplied by the jolt. With a sign of -1 the same from the other
-    side: parameters and gradients negated.
+    side: parameters and gradients negated. Where the rule has a pace, its logarithm at first.
     """
     param = sign * size * draw((N,), seed + 100)
     state, moved = rule.init_state(param, shape), []
+    if "gauge" in state:
+        state["gauge"][1] = pace
     for k in range(1, steps + 1):
         grad = sign * (drift + draw((N,), seed + k))
         coords = Coordinates(jolt * grad if k == steps - 1 else grad, param)
@@ -397,7 +400,9 @@ def test_the_step_is_differentiable_in_every_weight(rule: UpdateRule):
         # No matrix of twelve numbers is so uneven that it would have no basis.
         straight = replace(rule, basis=False) if isinstance(rule, Default) else rule
         others = run(straight, given, steps=6)[0]
-        return torch.stack([torch.stack(m).square().sum() for m in (*runs, turned, others)]).sum()
+        grown = run(rule, given, steps=6, pace=2.0)[0]
+        every = (*runs, turned, others, grown)
+        return torch.stack([torch.stack(m).square().sum() for m in every]).sum()
 
     inputs = [w.requires_grad_() for w in weights.values()]
     gradients = torch.autograd.grad(f(*inputs), inputs)

@@ -20,6 +20,7 @@ from learned_optim.tasks import Params
 Direction = Callable[[str, Tensor, Slots, int], Tensor]
 
 MUON_MOMENTUM = 0.95
+MUON_QUINTICS = 5 * [(3.4445, -4.7750, 2.0315)]
 MATCH_ADAM = 0.2  # root mean square of AdamW's steps, measured against which Muon's are scaled
 NOT_HIDDEN = ("embedding", "position", "head.weight")
 
@@ -49,7 +50,7 @@ def _muon(name: str, grad: Tensor, slots: Slots, step: int) -> Tensor:
     buffer.lerp_(grad, 1 - MUON_MOMENTUM)
     matrix = grad.lerp(buffer, MUON_MOMENTUM).flatten(3)
     scale = MATCH_ADAM * math.sqrt(max(matrix.shape[-2:]))
-    return orthogonalize(matrix).mul_(scale).view_as(grad)
+    return orthogonalize(matrix, MUON_QUINTICS).mul_(scale).view_as(grad)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def default_control_(
         survey: `(T, 1 + 5)`, of `DefaultTensors`; at least one tensor.
         facts: `(5, T)`, what `Default.describe` says of the tensors.
         steps: `()` each, float32: steps taken so far.
-        gauges: `(3,)` each, float32: scale at the first step, pace, agreement.
+        gauges: `(4,)` each, float32: scale at the first step, pace, agreement, scale.
         controllers: `(2 * units,)` each, float32: h then c; None where `units` is 0.
         weights: `(default_weight_count(units, hidden),)`, see `default_step_`.
         units: of the controller.

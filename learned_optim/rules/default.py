@@ -126,7 +126,7 @@ class Default(UpdateRule):
         Halves are enough for the cell: its h is below 1, and its c, which moves by at most 1 a
         step, cannot leave their range: from 2048 on, adding 1 rounds back.
         """
-        spec = {"moments": StateSpec(3), "gauge": StateSpec(3, "tensor")}
+        spec = {"moments": StateSpec(3), "gauge": StateSpec(4, "tensor")}
         if self.hidden:
             spec["cell"] = StateSpec(2 * self.hidden, dtype=torch.float16)
         if self.controller:
@@ -224,7 +224,7 @@ class Default(UpdateRule):
             advice = affine(weights["tensor.head.w"], h, weights["tensor.head.b"])
         louder, more_blend, more_aim, say0, say1 = advice.unbind(-2)
         more_aim = AIM * more_aim.tanh()
-        heard = feedback(before, means, mean_v, beta2, more_aim, known, clock, weights)
+        heard = feedback(before, means, mean_v, beta2, more_aim, scale, known, clock, weights)
         new_state["gauge"] = torch.stack(torch.broadcast_tensors(origin, *heard), dim=-2)
         length = hand_length(known, hand_schedule(clock, weights), weights) * scale
         # One over a root, and that squared, where one over mean_v or its power -1.5 in the

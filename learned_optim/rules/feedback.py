@@ -13,10 +13,17 @@ is, a pace that has risen too far is noticed late: so there is a brake that take
 a short run that was told so it comes sooner: first steps that undo what a network knew, or that a
 network of sines does not bear, show in gradients that grow while they do not agree, and there is no
 time to make them good.
+
+Steps are a share of a tensor's scale. One that starts too small, such as a table of embeddings
+drawn near zero, asks for a high pace until it has grown; then steps are as many times too long,
+and amid noise no gradient says so, while the tensor grows by its own steps. So what a scale grows
+by while gradients do not go on to agree is repaid: a high pace falls by it, and the step stays as
+long as it was.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -29,8 +36,8 @@ from learned_optim.rules.hand import by_kind, constant
 from learned_optim.rules.ranges import tiny
 
 # Of the log of the pace. Slower is always safe; what can be fitted to nothing asks for twelve times
-# as fast.
-SLOWEST, FASTEST = -4.0, 2.5
+# as fast. Twice as fast is common, and not repaid.
+SLOWEST, FASTEST, COMMON = -4.0, 2.5, math.log(2)
 SMOOTH = 10.0  # steps that the agreement is averaged over
 SETTLED = 100.0  # steps until the pace changes at its full rate
 # Steps run away where a gradient points against the momentum, the cosine below this, and its mean
@@ -48,10 +55,12 @@ class Feedback(NamedTuple):
     Attributes:
         pace: log of the factor on the length.
         agreement: mean over about `SMOOTH` steps of `agreement`.
+        scale: of the tensor, that its length is relative to.
     """
 
     pace: Tensor
     agreement: Tensor
+    scale: Tensor
 
 
 def agreement(means: Mapping[str, Tensor]) -> Tensor:
@@ -89,12 +98,21 @@ def starts_wrongly(
     return share * (grown & (step <= FIRST))
 
 
+def repaid(before: Feedback, scale: Tensor, weights: Weights) -> Tensor:
+    """The pace after what the scale has grown by is taken off, to `COMMON` at most, `(..., T)`."""
+    last = torch.where(before.scale > 0, before.scale, scale)
+    # Below 0 a scale that grows would lengthen the steps.
+    owed = constant(weights, "repay").clamp_min(0) * (scale / last).clamp_min(1).log()
+    return torch.where(before.pace > COMMON, (before.pace - owed).clamp_min(COMMON), before.pace)
+
+
 def feedback(
     before: Feedback,
     means: Mapping[str, Tensor],
     mean_v: Tensor,
     beta2: Tensor,
     more_aim: Tensor,
+    scale: Tensor,
     facts: dict[str, Tensor],
     clock: Clock,
     weights: Weights,
@@ -107,6 +125,7 @@ def feedback(
         mean_v: running mean of the gradients' squares, over the coordinates.
         beta2: decay of the squares.
         more_aim: added to the constant `aim`.
+        scale: of the tensors now.
         facts: of the tensors.
         clock: the time.
         weights: the constants.
@@ -124,9 +143,10 @@ def feedback(
         share = starts_wrongly(means, beta2, clock.step, clock.total_steps)
         moved = torch.where(share > 0, -share * brake, moved)
     moved = torch.where(runs_away(means, mean_v), -brake, moved)
-    pace = (before.pace + moved).clamp(SLOWEST, FASTEST)
+    pace = torch.where(off > band, before.pace, repaid(before, scale, weights)) + moved
+    pace = pace.clamp(SLOWEST, FASTEST)
     # A gradient or a momentum of zero says nothing.
     speaks = (means["g2"] > 0) & (means["m2"] > 0)
     return Feedback(
-        *(torch.where(speaks, *pair) for pair in zip((pace, mean), before, strict=True))
+        *(torch.where(speaks, *pair) for pair in zip((pace, mean, scale), before, strict=True))
     )

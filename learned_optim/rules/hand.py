@@ -27,7 +27,7 @@ HAND: dict[str, tuple[float, ...]] = {
     # Of that fall; of the fall to nothing at the end, horizon known.
     "power": (0.5, 1.0),
     "blend": (2.0,),  # logit of the share of the orthogonalised direction
-    "log_gain": (math.log(1.1),),  # length of the orthogonalised step over that of the other
+    "log_gain": (0.0,),  # length of the orthogonalised step over that of the other
     "log_rate": (math.log(0.06), math.log(0.06)),  # of the feedback; of matrices, of all others
     "brake": (1.0,),  # taken off the log of the pace in a step when steps run away
     # The agreement of gradient and momentum that keeps the pace, in tenths, horizon unknown and
@@ -40,6 +40,8 @@ HAND: dict[str, tuple[float, ...]] = {
     "log_due": (math.log(4.0),),
     # Root mean square of a gradient over that of those before, at most, in the momentum.
     "log_clip": (math.log(2.0),),
+    # Of what a tensor's scale grows by, the share that is taken off a high pace (see `feedback`).
+    "repay": (1.0,),
 }
 # Steps after which the length falls no faster than their root. Meta-training sees episodes of some
 # hundred steps, and a power that suits those would end the training of runs ten times as long.

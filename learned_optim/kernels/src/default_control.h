@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr int TELLS = 12, ADVICE = 5, FACTS = 5, GAUGE = 3;
+constexpr int TELLS = 12, ADVICE = 5, FACTS = 5, GAUGE = 4;
 constexpr float TINY = 1e-30f, LOUDEST = 2.0f, AIM = 0.2f, LN_2 = 0.693147181f;
 
 // The constants of the hand rule, as the caller's flat weights begin.
@@ -26,12 +26,13 @@ struct Hand {
   float log_band;
   float logit_share, log_due;  // of `deferral`
   float log_clip;
+  float repay;
 };
 constexpr int HAND = sizeof(Hand) / sizeof(float);
 constexpr float HAND_SCALE = 5.0f;
 constexpr float LONG = 1000.0f, LONG_POWER = 0.5f;
 constexpr float RISING = 0.1f, SHORT = 300.0f, SHORTEST = 5.0f, BRIEF = 100.0f;
-constexpr float SLOWEST = -4.0f, FASTEST = 2.5f, SMOOTH = 10.0f, SETTLED = 100.0f;
+constexpr float SLOWEST = -4.0f, FASTEST = 2.5f, COMMON = LN_2, SMOOTH = 10.0f, SETTLED = 100.0f;
 constexpr float AGAINST = -0.5f, LARGE = 9.0f, FAINT = 1e-7f;
 constexpr float SHORT_RUN = 200.0f, FIRST = 10.0f, FIRST_AGAINST = 0.1f, FIRST_LARGE = 6.0f;
 
@@ -139,7 +140,7 @@ struct ControlTile {
   float* sums;    // DEFAULT_SUMS rows
   float* facts;   // FACTS rows
   float *step, *total;
-  float* gauge;   // GAUGE rows: the scale at the first step, pace and agreement
+  float* gauge;   // GAUGE rows: scale at the first step, pace, agreement, scale
   float *cell, *h;  // of the controller: 2 C rows before -> after, C rows of scratch
   float *x, *advice;
   float* signals;  // SIGNALS rows
@@ -207,9 +208,17 @@ INLINE Scales read_scales(const Hand& hand, const Means& means, const Facts& fac
   return s;
 }
 
-// Pace and mean agreement, rows of TV, from those of the step before; returns the pace.
+// The pace before this step's gradient, with what the scale has grown by taken off.
+INLINE vf repaid(const Hand& hand, const Scales& s, vf pace, vf last) {
+  const vf zero = {}, common = set1(COMMON);
+  last = last > zero ? last : s.scale;
+  const vf grown = log_normal(vmax(set1(1.0f), s.scale / last));
+  return pace > common ? vmax(common, pace - fmaxf(hand.repay, 0.0f) * grown) : pace;
+}
+
+// Pace, mean agreement and scale, rows of TV, from those of the step before; returns the pace.
 INLINE vf feed_back(const Hand& hand, const Means& means, const Facts& facts, const Time& time,
-                    const Scales& s, vf more_aim, float* pace, float* agreed) {
+                    const Scales& s, vf more_aim, float* pace, float* agreed, float* scale) {
   const vf zero = {}, one = set1(1.0f), band = set1(expf(hand.log_band));
   vf before = load(pace), mean = load(agreed), cosine = agreement(means);
   mean += (cosine - mean) * (1 / SMOOTH);
@@ -225,13 +234,15 @@ INLINE vf feed_back(const Hand& hand, const Means& means, const Facts& facts, co
                        (time.step <= set1(FIRST)) & (share > zero);
     change = wrong ? -hand.brake * share : change;
   }
+  before = off > band ? before : repaid(hand, s, before, load(scale));
   vf moved = before + (away ? set1(-hand.brake) : change);
   moved = clamp(moved, SLOWEST, FASTEST);
   // A gradient or a momentum of zero says nothing.
   const auto speaks = (means.g2 > zero) & (means.m2 > zero);
-  moved = speaks ? moved : before;
+  moved = speaks ? moved : load(pace);
   store(pace, moved);
   store(agreed, speaks ? mean : load(agreed));
+  store(scale, speaks ? s.scale : load(scale));
   return moved;
 }
 
@@ -239,8 +250,8 @@ INLINE void write_signals(const Hand& hand, const Means& means, const Facts& fac
                           const Time& time, const Scales& s, const float* advice, float* gauge,
                           float* to) {
   vf schedule = hand_schedule(hand, time);
-  vf paced =
-      feed_back(hand, means, facts, time, s, load(advice + 2 * TV), gauge + TV, gauge + 2 * TV);
+  vf paced = feed_back(hand, means, facts, time, s, load(advice + 2 * TV), gauge + TV,
+                       gauge + 2 * TV, gauge + 3 * TV);
   vf length = vexp(by_kind(facts, hand.log_step)) * schedule * s.scale;
   vf per_root = reciprocal_root(vmax(set1(TINY), s.mean_v));
   per_root *= 1.0f - facts.has_basis * (1.0f - 1.0f / SEEN_DEAD);
