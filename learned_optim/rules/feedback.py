@@ -17,8 +17,7 @@ time to make them good.
 Steps are a share of a tensor's scale. One that starts too small, such as a table of embeddings
 drawn near zero, asks for a high pace until it has grown; then steps are as many times too long,
 and amid noise no gradient says so, while the tensor grows by its own steps. So what a scale grows
-by while gradients do not go on to agree is repaid: a high pace falls by it, and the step stays as
-long as it was.
+by is repaid: a high pace falls by it, and the step stays as long as it was.
 """
 
 from __future__ import annotations
@@ -143,8 +142,7 @@ def feedback(
         share = starts_wrongly(means, beta2, clock.step, clock.total_steps)
         moved = torch.where(share > 0, -share * brake, moved)
     moved = torch.where(runs_away(means, mean_v), -brake, moved)
-    pace = torch.where(off > band, before.pace, repaid(before, scale, weights)) + moved
-    pace = pace.clamp(SLOWEST, FASTEST)
+    pace = (repaid(before, scale, weights) + moved).clamp(SLOWEST, FASTEST)
     # A gradient or a momentum of zero says nothing.
     speaks = (means["g2"] > 0) & (means["m2"] > 0)
     return Feedback(

@@ -234,12 +234,11 @@ INLINE vf feed_back(const Hand& hand, const Means& means, const Facts& facts, co
                        (time.step <= set1(FIRST)) & (share > zero);
     change = wrong ? -hand.brake * share : change;
   }
-  before = off > band ? before : repaid(hand, s, before, load(scale));
-  vf moved = before + (away ? set1(-hand.brake) : change);
+  vf moved = repaid(hand, s, before, load(scale)) + (away ? set1(-hand.brake) : change);
   moved = clamp(moved, SLOWEST, FASTEST);
   // A gradient or a momentum of zero says nothing.
   const auto speaks = (means.g2 > zero) & (means.m2 > zero);
-  moved = speaks ? moved : load(pace);
+  moved = speaks ? moved : before;
   store(pace, moved);
   store(agreed, speaks ? mean : load(agreed));
   store(scale, speaks ? s.scale : load(scale));
