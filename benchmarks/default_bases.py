@@ -1,4 +1,4 @@
-"""What are the bases of `default` worth, its clipping and decays, and what it takes later?
+"""What are the parts of `default` worth: bases, clipping, decays, what is taken later and repaid?
 
     python -m benchmarks.default_bases             every draw that the JSON lacks
     python -m benchmarks.default_bases --again     all of them anew
@@ -7,9 +7,9 @@
 Each draw of the families of `pretrained/default/recipe.toml` is trained by `default` as it ships
 and by `VARIANTS` of it, two runs each on the same minibatches: without bases (small matrices
 orthogonalised like large ones), with bases for other matrices, with neither bases nor
-orthogonalisation, with other decays, with gradients that are not clipped or later, with nothing
-deferred, and with more or less of it. So are draws of regressions of few inputs, whose first layers
-are what tall matrices have bases for.
+orthogonalisation, with Muon's iterations, with other decays, with gradients that are not clipped,
+with nothing deferred, and with more or less of it, and with a pace that growth does not lower. So
+are draws of regressions of few inputs, whose first layers are what tall matrices have bases for.
 The figure for each draw is the mean log(final loss / that of `default` as it ships), clipped to a
 factor of 10, so that above 0 a variant is worse. A problem counts as noisy where `default` as it
 ships leaves a tenth of the loss at the start or more. Every other round of the families is told the
@@ -20,9 +20,10 @@ Writes results/default_bases.json and .png.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,13 @@ from tqdm import tqdm
 
 from benchmarks.default_ablations import RECIPE
 from benchmarks.default_headroom import by_horizon, draw_axis, gains
+from benchmarks.general.grids import MUON_QUINTICS
 from benchmarks.paper import report
 from benchmarks.plotting import panels
 from benchmarks.results import provenance, write_json
 from benchmarks.statistics import summary
-from learned_optim import bases
+from learned_optim import bases, matrices
+from learned_optim.matrices import QUINTICS, Quintic
 from learned_optim.meta_training.baseline import loss_curve, tail_mean
 from learned_optim.meta_training.recipe import TaskEntry
 from learned_optim.meta_training.recipe_file import read_recipe
@@ -80,11 +83,13 @@ class Variant:
         constants: those of the hand rule that are replaced, before they are scaled.
         pays: in the place of `bases.pays`; a rule of another class would be another rounding too,
             as kernels know `Default` alone.
+        quintics: of the orthogonalisation.
     """
 
     rule: Default
     constants: Mapping[str, float] = field(default_factory=dict)
     pays: Callable[[int, int], bool] = bases.pays
+    quintics: Sequence[Quintic] = QUINTICS
 
 
 def _of(
@@ -115,21 +120,28 @@ VARIANTS: dict[str, Variant] = {
     "for every small matrix": replace(_of(), pays=small),
     "no matrix stage": _of(matrix=False),
     "no clipping": _of(clip=1e12),
-    "clipped at 3 times": _of(clip=3.0),
     "decays 0.77 and 0.97": _of(decays=(0.77, 0.97)),
     "the same, no clipping": _of(decays=(0.77, 0.97), clip=1e12),
-    "decays 0.6 and 0.9": _of(decays=(0.6, 0.9)),
     "no deferral": _of(share=0.0),
     "0.3 of a step later": _of(share=0.3),
     "0.7 of a step later": _of(share=0.7),
     "due: 8 / steps": _of(due=8.0),
+    "growth not repaid": replace(_of(), constants={"repay": 0.0}),
+    # As Muon has it; its singular values end lower, so steps were as much longer.
+    "one quintic five times": replace(
+        _of(), constants={"log_gain": math.log(1.1)}, quintics=MUON_QUINTICS
+    ),
 }
 
 
 def train(variant: Variant, runs: Runs, steps: int, told: int | None) -> Tensor:
     """Its losses, `(steps + 1, R)`."""
     changed = {f"hand.{k}": torch.tensor([v]) / HAND_SCALE for k, v in variant.constants.items()}
-    with patch.object(bases, "pays", variant.pays):
+    straighten = functools.partial(matrices.straighten, quintics=variant.quintics)
+    with (
+        patch.object(bases, "pays", variant.pays),
+        patch("learned_optim.rules.default.straighten", straighten),
+    ):
         return loss_curve(variant.rule, hand_weights() | changed, runs, steps, told)
 
 
