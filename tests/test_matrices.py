@@ -119,3 +119,34 @@ def test_tensors_are_matrices_of_the_first_dimension(
     shape: tuple[int, ...], matrix: tuple[int, int]
 ):
     assert as_matrix(shape) == matrix
+
+
+def test_the_quintics_bring_all_singular_values_into_the_band_and_leave_room_above_one():
+    values = torch.linspace(0.003, 1.03, 100_000, dtype=torch.float64)
+    for a, b, c in matrices.QUINTICS:
+        values = a * values + b * values**3 + c * values**5
+    assert 0.77 <= values.min() < values.max() <= 1.2
+    small = torch.tensor(1e-6, dtype=torch.float64)
+    lift = math.prod(a for a, _, _ in matrices.QUINTICS)
+    for a, b, c in matrices.QUINTICS:
+        small = a * small + b * small**3 + c * small**5
+    assert small == pytest.approx(1e-6 * lift, rel=1e-3)
+    assert lift > 250
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["rank 1", "rank 3", "signs", "few rows", "constant"])
+def test_rounding_does_not_lift_a_singular_value_out_of_the_basin(kind: str, dtype: torch.dtype):
+    draw = torch.Generator().manual_seed(1)
+    rank = 3 if kind == "rank 3" else 1
+    left, right = torch.randn(256, rank, generator=draw), torch.randn(rank, 300, generator=draw)
+    matrix = left @ right
+    if kind == "signs":
+        matrix = matrix.sign()
+    if kind == "few rows":
+        matrix[3:] = 0
+    if kind == "constant":
+        matrix = torch.ones(256, 300)
+    x = (matrix / torch.linalg.vector_norm(matrix)).to(dtype)
+    found = matrices._iterate_matrix(x, matrices.QUINTICS).float()
+    assert 0.7 < torch.linalg.matrix_norm(found, 2) < 1.25
