@@ -1,6 +1,7 @@
 """Kinds of problem that no list of families has, one a file: other losses, other gradients.
 
-Nothing of `default` was ever chosen by them. Each is as its paper has it, but small.
+Nothing of `default` was chosen by them, but for word vectors, which showed a weakness and had a say
+in what mended it (DESIGN.md). Each is as its paper has it, but small.
 """
 
 from benchmarks.general.domains.adding import Adding
