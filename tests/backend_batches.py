@@ -46,6 +46,7 @@ def make(
             state["moments"][1].square_()
         if "gauge" in state:
             state["gauge"][[0, 3]] = state["gauge"][[0, 3]].abs()
+            state["gauge"][1] = 2 * torch.rand((), generator=generator) - 0.5  # some paces are high
         step = torch.tensor(12.0)  # late enough for gradients to be clipped
         slots.append(Slot(param.to(dtype), grad.to(dtype), state, step, tuple(shape)))
     settings = {"lr": 0.7, "decay": 0.0, "maximize": False, "total_steps": None} | options

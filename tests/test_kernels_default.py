@@ -61,6 +61,9 @@ class Case:
         self.state = {key: state[key] for key in rule.state_spec}  # of bases kernels know nothing
         self.state["moments"][..., 0, :] = 0.3 * grad.flip(-1)
         self.state["moments"][..., 1, :] = grad.square()
+        # Paces low and high, and scales that have grown since or shrunk.
+        self.state["gauge"][..., 1, :] = self.randn(*lead, len(shapes))
+        self.state["gauge"][..., 3, :] = self.randn(*lead, len(shapes)).exp()
         if rule.hidden:
             self.state["cell"] = self.randn(*self.state["cell"].shape).clamp(-0.9, 0.9)
 
@@ -157,6 +160,7 @@ def test_the_controller_equals_the_rules_at_all_times(level, units, step, total_
 @pytest.mark.parametrize("total_steps", [None, 40, 150, 300])
 def test_the_brake_of_first_steps_equals_the_rules(level, step, total_steps):
     case = Case(Default(hidden=0, controller=0), shapes=((6, 4), (9,), (65,)))
+    case.state["gauge"].zero_()  # so that a brake shows
     # Squares before of a tenth, a half and all of what the last step's would have come to.
     shares = case.layout.spread(torch.tensor([[0.1, 0.5, 1.0]]))
     beta2 = torch.tensor(HAND["logit_beta2"]).sigmoid().item()
