@@ -98,7 +98,7 @@ def starts_wrongly(
 
 
 def repaid(before: Feedback, scale: Tensor, weights: Weights) -> Tensor:
-    """The pace after what the scale has grown by is taken off, to `COMMON` at most, `(..., T)`."""
+    """The pace less what the scale has grown by, `(..., T)`; a high one ends at `COMMON` at least."""
     last = torch.where(before.scale > 0, before.scale, scale)
     # Below 0 a scale that grows would lengthen the steps.
     owed = constant(weights, "repay").clamp_min(0) * (scale / last).clamp_min(1).log()

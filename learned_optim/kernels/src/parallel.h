@@ -42,7 +42,7 @@ struct Share {
 };
 
 constexpr int MOST = 64;   // shares
-constexpr long TURNS = 8;  // a thread takes so much of its share at once
+constexpr long TURNS = 8;  // of a thread to get through its share, if nobody helps
 
 struct Job {
   void (*chunk)(void* context, long index, void* scratch);
