@@ -98,7 +98,7 @@ def starts_wrongly(
 
 
 def repaid(before: Feedback, scale: Tensor, weights: Weights) -> Tensor:
-    """The pace less what the scale has grown by, `(..., T)`; a high one ends at `COMMON` at least."""
+    """The pace less what the scale has grown by, but not below `COMMON` for that, `(..., T)`."""
     last = torch.where(before.scale > 0, before.scale, scale)
     # Below 0 a scale that grows would lengthen the steps.
     owed = constant(weights, "repay").clamp_min(0) * (scale / last).clamp_min(1).log()
