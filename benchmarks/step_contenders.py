@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.muon import MuonAndAdamW
-from learned_optim import LearnedOptimizer, kernels, load_rule, without_matrix_stage
+from learned_optim import LearnedOptimizer, load_rule, without_matrix_stage
 from learned_optim.rules import L2L, Default, UpdateRule, Weights
 from learned_optim.weights import LoadedRule, in_memory
 
 SIZES = [(2, 20), (1, 8), (1, 4)]  # layers, hidden units
 MUON = "Muon, AdamW on the rest"
+HALF = "C++, state in float16"
 # The bundled rule, whose idle networks steps do without.
 SHIPPED, WITH_STAGE = "C++ default as shipped", "C++ default as shipped, matrix stage"
 
@@ -116,27 +117,6 @@ def _learned(rule: LoadedRule, fused: bool):  # noqa: ANN202
     return make
 
 
-def _half_state(size: tuple[int, int]):  # noqa: ANN202
-    """The kernel alone with its state in float16: no bundled rule stores it so yet."""
-
-    def make(params: list[nn.Parameter]) -> tuple[Callable[[], object], int]:
-        layers, hidden = size
-        rows = 2 * layers * hidden
-        flat = 0.1 * torch.randn(kernels.weight_count(layers, hidden, 2))
-        tensors = [param.detach() for param in params]
-        grads = [param.grad for param in params if param.grad is not None]
-        states = [torch.zeros(rows, *param.shape, dtype=torch.float16) for param in params]
-
-        def step() -> None:
-            kernels.cells_update_(
-                tensors, grads, states, flat, layers=layers, hidden=hidden, p=10.0, lr=1e-3
-            )
-
-        return step, sum(map(tensor_bytes, states))
-
-    return make
-
-
 def _naive(size: tuple[int, int]):  # noqa: ANN202
     """The public implementations' style: nn.LSTMCell over all coordinates of a tensor at once."""
 
@@ -183,8 +163,8 @@ def contenders() -> list[Contender]:
         rule = _timed(L2L(layers=size[0], hidden=size[1]))
         fused = Contender("C++", size, _learned(rule, fused=True))
         found += [fused, replace(fused, name="C++, AVX2", isa="avx2")]
-        if size[0] == 1:
-            found.append(Contender("C++ kernel alone, float16 state", size, _half_state(size)))
+        half = _timed(L2L(layers=size[0], hidden=size[1], state="float16"))
+        found.append(Contender(HALF, size, _learned(half, fused=True)))
         found.append(Contender("torch blocks", size, _learned(rule, fused=False)))
         if size != (1, 4):
             found.append(Contender("naive nn.LSTMCell", size, _naive(size), large=False))

@@ -120,7 +120,8 @@ def check_name(name: object, where: str) -> None:
 def build_rule(name: str, config: Mapping[str, Any], where: str) -> UpdateRule:
     """The rule, its fields checked for type here and for range by its own `__post_init__`.
 
-    Every field must be there: a default that changes later must not change what a file means.
+    Every field must be there, as a default that changes must not change what a file means; but for
+    those that came later (`rules.base.later`).
 
     Raises:
         WeightsError: unknown rule or key, missing key, wrong type, value out of range.
@@ -131,11 +132,12 @@ def build_rule(name: str, config: Mapping[str, Any], where: str) -> UpdateRule:
             f"{where}: unknown rule {short(name)}; known: {nearest_first(name, list(RULES))}"
         )
     rule_class = RULES[name]
-    fields = [field.name for field in dataclasses.fields(rule_class)]
-    _check_keys(config, fields, fields, f"{where}: config of {name}")
+    fields = {field.name: field.metadata.get("later") for field in dataclasses.fields(rule_class)}
+    required = [key for key, later in fields.items() if not later]
+    _check_keys(config, required, list(fields), f"{where}: config of {name}")
     hints = get_type_hints(rule_class)
     try:
-        values = {key: _typed(key, config[key], hints[key]) for key in fields}
+        values = {key: _typed(key, value, hints[key]) for key, value in config.items()}
         return rule_class(**values)
     except ValueError as error:
         raise WeightsError(f"{where}: {error}") from None

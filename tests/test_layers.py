@@ -40,6 +40,7 @@ LAYERS = {
     "describe": 4,
     "resume": 3,
     "matrix_stage": 4,
+    "half_state": 4,
     "optimizer": 4,
     "reporting": 0,
     "compare": 5,

@@ -35,6 +35,7 @@ L2LS = [
     L2L(hidden=5),
     L2L(layers=1),
     L2L(layers=1, hidden=8),
+    L2L(layers=1, hidden=8, state="float16"),
     L2L(layers=1, hidden=4, preprocess="none"),
     L2L(layers=1, hidden=3),
     L2L(layers=1, hidden=1),

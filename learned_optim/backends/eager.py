@@ -8,7 +8,8 @@ read where it is; one that spans several is gathered into a workspace first.
 Measured (a million float32 coordinates, one thread): two layers of 20 are fastest at 2048 to 8192
 coordinates a block, one of 8 or 4 at 8192 to 16384, where a block's operations outweigh their
 calls; one block for all costs two layers of 20 three times as much. Half of the best size costs
-smaller rules a fifth and keeps a step's temporaries at 2 to 3 MB; two layers of 20 take 3 to 6.
+smaller rules a fifth and keeps a step's temporaries at 2 to 3 MB; two layers of 20 take 3 to 4 with
+1536 a block, 4 % slower than the fastest.
 Reading in place saves a seventh against gathering every block.
 """
 
@@ -36,7 +37,7 @@ from learned_optim.rules.deferral import defer
 
 # On a CPU: numbers of state in a block, and the least and most coordinates.
 CPU_STATE = 1 << 16
-CPU_BLOCKS = (2048, 16384)
+CPU_BLOCKS = (1536, 16384)
 # Other devices: long enough to hide the launches, short enough to bound the temporaries (about
 # 1 KiB a coordinate for two layers of 20).
 DEVICE_BLOCK = 1 << 17

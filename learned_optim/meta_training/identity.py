@@ -13,6 +13,7 @@ from typing import Any
 
 from learned_optim.meta_training.checkpoint import CheckpointError
 from learned_optim.meta_training.recipe import Recipe
+from learned_optim.rules.base import told_fields
 
 
 def identity(recipe: Recipe, start: str, learned: str) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def _weights(sha256: str) -> str:
 def plain(value: Any) -> Any:  # noqa: ANN401
     """Dataclasses as dicts, with the name that they are registered under, and tuples as lists."""
     if dataclasses.is_dataclass(value):
-        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {name: plain(getattr(value, name)) for name in told_fields(value)}
         name = getattr(type(value), "name", None)
         return fields if name is None else {"name": name, **fields}
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value

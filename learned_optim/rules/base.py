@@ -24,7 +24,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,6 +81,23 @@ class Clock(NamedTuple):
 def compute_dtype(param_dtype: torch.dtype) -> torch.dtype:
     """float64 for float64 parameters, float32 for everything else."""
     return torch.float64 if param_dtype == torch.float64 else torch.float32
+
+
+def later(default: object) -> Any:  # noqa: ANN401 - a field is typed by its annotation
+    """A config field that older files lack, where it means `default` for ever."""
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
+def told_fields(value: Any) -> list[str]:  # noqa: ANN401 - of any dataclass
+    """Names of the fields that a dataclass is told apart by: of `later` ones those that differ.
+
+    So what was saved before such a field was there, checkpoints too, still is of the same rule.
+    """
+    return [
+        field.name
+        for field in dataclasses.fields(value)
+        if not field.metadata.get("later") or getattr(value, field.name) != field.default
+    ]
 
 
 def fixed_weights(values: Mapping[str, float | tuple[float, ...]]) -> Weights:
@@ -241,8 +258,9 @@ class UpdateRule(ABC):
         return self.finish(step, signals) if basis is None else bases.unsee(step, basis)
 
     def config(self) -> dict[str, object]:
-        """The fields as plain values, as `config.json` holds them."""
-        return dataclasses.asdict(self)
+        """The fields as plain values, as `config.json` holds them, see `told_fields`."""
+        values = dataclasses.asdict(self)
+        return {key: values[key] for key in told_fields(self)}
 
     @property
     def coordinatewise(self) -> bool:

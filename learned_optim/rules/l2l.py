@@ -15,8 +15,10 @@ from torch import Tensor
 
 from learned_optim import features
 from learned_optim.cells import CELLS, affine, uniform
-from learned_optim.rules.base import Coordinates, State, StateSpec, UpdateRule, Weights
+from learned_optim.rules.base import Coordinates, State, StateSpec, UpdateRule, Weights, later
 from learned_optim.rules.mirror import FEATURES, mirrored_cells, odd_pair
+
+STORED = {"float32": torch.float32, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class L2L(UpdateRule):
         p: constant of `log_sign`.
         scale: factor on the output.
         forget_bias: added to the forget gate's bias when weights are drawn.
+        state: what the state is kept in between steps, "float32" as in the paper or "float16".
 
     Raises:
         ValueError: for a value outside its range.
@@ -55,12 +58,15 @@ class L2L(UpdateRule):
     p: float = 10.0
     scale: float = 0.1
     forget_bias: float = 1.0
+    state: Literal["float32", "float16"] = later("float32")
 
     def __post_init__(self) -> None:
         if self.cell not in CELLS:
             raise ValueError(f"cell must be one of {sorted(CELLS)} but is {self.cell!r}")
         if self.preprocess not in ("log_sign", "none"):
             raise ValueError(f"preprocess must be 'log_sign' or 'none' but is {self.preprocess!r}")
+        if self.state not in STORED:
+            raise ValueError(f"state must be one of {sorted(STORED)} but is {self.state!r}")
         for field, low, high in (("layers", 1, 8), ("hidden", 1, 256)):
             if not low <= getattr(self, field) <= high:
                 raise ValueError(
@@ -84,8 +90,9 @@ class L2L(UpdateRule):
 
     @property
     def state_spec(self) -> Mapping[str, StateSpec]:
-        """`cell`: layer after layer, in each the hidden vector first; float32, as in the paper."""
-        return {"cell": StateSpec(rows=self.layers * self.rows_per_layer)}
+        """`cell`: layer after layer, in each the hidden vector first."""
+        rows = self.layers * self.rows_per_layer
+        return {"cell": StateSpec(rows=rows, dtype=STORED[self.state])}
 
     def _layer_inputs(self, layer: int) -> int:
         return self.inputs if layer == 0 else self.hidden
