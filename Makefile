@@ -68,6 +68,7 @@ results: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.default_bases --again
 	$(BIN)/python -m benchmarks.default_ablations --again
 	$(BIN)/python -m benchmarks.step_time
+	$(BIN)/python -m benchmarks.half_state
 	$(BIN)/python -m benchmarks.triton_compile
 	$(BIN)/python -m benchmarks.meta_training_throughput
 	$(BIN)/python -m benchmarks.estimators

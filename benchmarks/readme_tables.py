@@ -4,13 +4,13 @@
     python -m benchmarks.readme_tables --check    exit with 1 if they are not up to date
 
 Reads `benchmarks/results/*.json`. The README has the tables of `HEADLINES`, and
-`benchmarks/results/README.md` all of them. Eleven kinds of files have a table: comparisons of
+`benchmarks/results/README.md` all of them. Twelve kinds of files have a table: comparisons of
 `benchmarks.paper` (they hold `cases`), the demo's (`networks`), those of
 `benchmarks.generalization` (`summary`), `benchmarks.real_scale` (`parameters`), and those of
 `benchmarks.meta_training_throughput` (`headline`), `benchmarks.estimators` (`bowl`),
 `benchmarks.fault_test` (`kills`), `benchmarks.short_runs` (`lengths`), `benchmarks.step_time`
-(`two_threads`), `benchmarks.default_headroom` (`draws`) and `benchmarks.default_bases`
-(`draws` and `variants`); others are left to their own scripts.
+(`two_threads`), `benchmarks.half_state` (`half_state`), `benchmarks.default_headroom` (`draws`)
+and `benchmarks.default_bases` (`draws` and `variants`); others are left to their own scripts.
 """
 
 from __future__ import annotations
@@ -249,6 +249,21 @@ def bases(content: Mapping[str, Any]) -> str:
     return markdown([*header, *names, *told], rows)
 
 
+def half_state(content: Mapping[str, Any]) -> str:
+    """The table of `benchmarks.half_state`: where runs end, against those in float32."""
+    rows = []
+    for trial in content["half_state"]:
+        cells = []
+        for facts in trial["against"].values():
+            low, high = (f"{value:.3f}" for value in facts["interval_95"])
+            cells += [f"{facts['mean']:.3f} ({low} to {high})", f"{facts['part_by']:.2%}"]
+        rows.append([f"`{trial['rule']}`: {trial['title']}", str(trial["runs"]), *cells])
+    header = ["Final loss over that with the state in float32", "runs"]
+    for name in content["half_state"][0]["against"]:
+        header += [name, "a run parts by (median)"]
+    return markdown(header, rows)
+
+
 def _gain(facts: Mapping[str, Any]) -> tuple[str, str]:
     # Adding 0 takes the sign off a zero.
     low, high, mean, median = (
@@ -282,6 +297,7 @@ TABLES = {
     "lengths": short_runs,
     "two_threads": step_time,
     "draws": of_draws,
+    "half_state": half_state,
 }
 
 

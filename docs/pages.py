@@ -32,6 +32,7 @@ PICTURES = {
     "paper_quadratic": "The paper's figure 4, left: random quadratics in ten dimensions.",
     "paper_mnist": "The paper's figure 4, middle: a small network on MNIST.",
     "step_time": "What a step costs, against torch's Adam.",
+    "half_state": "Where trainings end with the state in float16, against float32.",
     "estimators": "Bias and variance of the estimators of the meta-gradient.",
     "meta_training_throughput": "Inner steps a second of meta-training.",
 }

@@ -364,7 +364,7 @@ def test_temporaries_are_as_large_as_a_block_not_as_the_tensor():
 @pytest.mark.parametrize(
     ("rule", "block"),
     [
-        (L2L(layers=2, hidden=20), 2048),
+        (L2L(layers=2, hidden=20), 1536),
         (L2L(layers=1, hidden=8), 4096),
         (L2L(layers=1, hidden=4), 8192),
         (RULES["adam"], 16384),
