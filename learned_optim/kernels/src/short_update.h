@@ -10,15 +10,15 @@ namespace {
 
 struct ShortUpdateScratch {
   ShortScratch tile;
-  float *grads, *x;
-  uint16_t* state;  // per tile of the strip: state rows of TV numbers
+  float *grads, *x;  // per tile of the strip: TV gradients, two rows of TV features
+  uint16_t* state;   // likewise: state rows of TV numbers
 };
 
 inline ShortUpdateScratch lay_out_short_update(const Shape& shape, Arena& arena) {
   ShortUpdateScratch scratch;
   scratch.tile = lay_out_short(shape, arena);
-  scratch.grads = arena.take<float>(TV);
-  scratch.x = arena.take<float>(2 * TV);
+  scratch.grads = arena.take<float>(STRIP);
+  scratch.x = arena.take<float>(2 * STRIP);
   scratch.state = arena.take<uint16_t>(STRIP * shape.state_rows());
   return scratch;
 }
@@ -38,8 +38,17 @@ struct ShortTiles {
   ShortTiles(const Update& job, Arena& arena)
       : job(job), rows(job.shape.state_rows()), scratch(lay_out_short_update(job.shape, arena)) {}
 
-  // Zeros where there is no coordinate.
+  // The features of all tiles in turn, as a small tile would wait for its logarithms.
   void read(const Span& span) {
+    for (long i = 0; i * TV < span.length; i++) {
+      read_gradient(job, span, i, scratch.grads + i * TV);
+      features(job.shape, scratch.grads + i * TV, scratch.x + 2 * i * TV);
+    }
+    read_state(span);
+  }
+
+  // Zeros where there is no coordinate.
+  void read_state(const Span& span) {
     const long whole = span.length / TV;
     for (long r = 0; r < rows; r++) {
       const uint16_t* from = (const uint16_t*)state_at(job, span, r);
@@ -79,17 +88,16 @@ struct ShortTiles {
   }
 
   void move(const Span& span, long index) {
-    read_gradient(job, span, index, scratch.grads);
-    features(job.shape, scratch.grads, scratch.x);
     vf step[V], finite[V] = {};
-    short_step<H, 2>(job.shape, *job.short_cells, scratch.tile, scratch.x, at(index), step, finite);
+    short_step<H, 2>(job.shape, *job.short_cells, scratch.tile, scratch.x + 2 * index * TV, at(index),
+                     step, finite);
     vi bad[V];
     __mmask32 sound = 0;
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++) {
       step[v] = step[v] * job.a->scale;
       // The step itself, made of numbers of 16 bits, is finite whatever they were.
-      bad[v] = not_finite(load(scratch.grads + v * W)) | not_finite(finite[v]);
+      bad[v] = not_finite(load(scratch.grads + index * TV + v * W)) | not_finite(finite[v]);
       sound |= (__mmask32)_mm512_testn_epi32_mask((__m512i)bad[v], (__m512i)bad[v]) << (v * W);
     }
     move_parameters(job, span, index, step, bad);
