@@ -130,8 +130,9 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
 
     trials = content["half_state"]
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(trials), figsize=(3.1 * len(trials), 3.2))
-        for ax, trial in zip(axes, trials, strict=True):
+        size = (3.1 * len(trials), 3.2)
+        figure, axes = plt.subplots(1, len(trials), figsize=size, squeeze=False)
+        for ax, trial in zip(axes[0], trials, strict=True):
             full = trial["ends"][FULL]
             for name, colour in ((OTHER, "#9aa0a6"), (HALF, "#c8102e")):
                 ax.plot(full, trial["ends"][name], ".", color=colour, markersize=4, label=name)
@@ -139,8 +140,8 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
             ax.plot(line, line, color="#2b2d42", linewidth=0.7)
             scale = "log" if max(full) > 10 * min(full) else "linear"
             ax.set(xscale=scale, yscale=scale, title=trial["title"], xlabel="final loss, float32")
-        axes[0].set_ylabel("final loss otherwise")
-        axes[0].legend(fontsize=7, loc="lower right")
+        axes[0, 0].set_ylabel("final loss otherwise")
+        axes[0, 0].legend(fontsize=7, loc="lower right")
         figure.tight_layout()
         figure.savefig(path)
         plt.close(figure)

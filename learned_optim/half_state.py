@@ -14,11 +14,13 @@ def with_half_state(rule: str | os.PathLike[str] | LoadedRule) -> LoadedRule:
     """A rule of the kind `l2l` that keeps its state in float16 between steps.
 
     The state takes half of the memory: two layers of 20 units 160 bytes a parameter in place of
-    320. The compiled kernels then also compute in 16 bits where the CPU has instructions for it
-    (AVX-512 VNNI): each activation is off by about 1e-4, as much as float16 rounds what it stores,
-    and a step takes about 0.6 of the time. Everywhere else arithmetic stays in float32. What a
-    training ends at does not tell the two apart (`benchmarks/half_state.py`); single runs part, as
-    they do under any rounding. The paper has float32.
+    320. The compiled kernels then also compute in 16 bits, where the rule sees logarithms of
+    gradients (`log_sign`) and the CPU has instructions for it (AVX-512 VNNI): each activation is
+    off by about 1e-4, as much as float16 rounds what it stores, and a step takes half to two thirds
+    of the time. Everywhere else arithmetic stays in float32. Where a training ends does not tell
+    the two apart, but where it gets far below what a rule was trained for
+    (`benchmarks/half_state.py`); single runs part, as they do under any rounding. The paper has
+    float32.
 
     Args:
         rule: what `load_rule` takes.

@@ -9,15 +9,21 @@ float32 and all of it well within these bounds.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import os
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from benchmarks import half_state, readme_tables
 from learned_optim import LearnedOptimizer, LoadedRule, kernels, load_rule, with_half_state
 from learned_optim.backends import Batch, Cpu, Eager, Slot
+from learned_optim.kernels import native
 from learned_optim.rules import L2L, Coordinates, Weights
+from learned_optim.tasks import Quadratic
 from learned_optim.weights import bundled_names, load_bundled
 
 SIZES = [(0,), (), (1,), (3,), (31,), (32,), (33,), (5, 13), (511,), (512,), (513,), (2049,)]
@@ -113,10 +119,11 @@ def test_results_do_not_depend_on_the_number_of_threads(built_kernels: None):
     results = []
     for threads in (1, 2, 5):
         batch = make(rule, drawn(rule), [(70_001,), (5,), (4096,)])
-        columns = [[slot.param for slot in batch.slots], [slot.grad for slot in batch.slots]]
+        params, grads = [slot.param for slot in batch.slots], [slot.grad for slot in batch.slots]
         states = [slot.state["cell"] for slot in batch.slots]
-        kernels.cells_update_(*columns, states, flat, layers=1, hidden=8, p=10.0, threads=threads)
-        results.append([*columns[0], *states])
+        sizes = {"layers": 1, "hidden": 8, "p": 10.0}
+        kernels.cells_update_(params, grads, states, flat, **sizes, threads=threads)
+        results.append([*params, *states])
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
             assert torch.equal(one, two)
@@ -204,6 +211,7 @@ def test_training_ends_where_it_does_in_float32(built_kernels: None):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(20, 24), nn.Sigmoid(), nn.Linear(24, 4))
         optimizer = LearnedOptimizer(model.parameters(), rule)
+        loss = torch.tensor(math.inf)
         for _ in range(100):
             loss = nn.functional.cross_entropy(model(x), labels)
             optimizer.zero_grad()
@@ -215,6 +223,28 @@ def test_training_ends_where_it_does_in_float32(built_kernels: None):
     assert full < 0.9
     # Single runs part by 1 % at the median: benchmarks/half_state.py has many.
     assert half == pytest.approx(full, rel=0.05)
+
+
+def test_the_benchmark_compares_what_it_says(
+    built_kernels: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LEARNED_OPTIM_ISA", native.LEVELS[native.best_level()])
+    trial = half_state.Trial("tiny", "l2l-quadratic", Quadratic(), steps=40, runs=4, block=2)
+    path = tmp_path / "half_state.json"
+    half_state.measure(path, [trial])
+    (found,) = json.loads(path.read_text())["half_state"]
+    assert os.environ["LEARNED_OPTIM_ISA"] == native.LEVELS[native.best_level()]
+    assert {name: len(ends) for name, ends in found["ends"].items()} == {
+        half_state.FULL: 4,
+        half_state.OTHER: 4,
+        half_state.HALF: 4,
+    }
+    # By rounding, and no more than that: it is the same runs that are compared.
+    assert found["ends"][half_state.HALF] != found["ends"][half_state.FULL]
+    assert all(0 < facts["part_by"] < 0.2 for facts in found["against"].values())
+    assert readme_tables.half_state({"half_state": [found]}).count("\n") == 2
+    half_state.draw({"half_state": [found]}, tmp_path / "half_state.png")
+    assert (tmp_path / "half_state.png").stat().st_size > 5000
 
 
 def test_a_rule_of_another_kind_says_so():
