@@ -3,7 +3,8 @@
 Every coordinate is read and written once (`default`: read once more, for its sums); temporaries
 are a few hundred KiB a thread, whatever the size of the parameters, and what the matrix stage
 takes. Computes what the eager reference computes, but for rounding: activations are good to 4e-7
-(see tests/test_cpu_backend.py and tests/test_cpu_default.py).
+(see tests/test_cpu_backend.py and tests/test_cpu_default.py), and to 1e-4 where the state of `l2l`
+is in float16 and the CPU can compute in 16 bits (tests/test_half_state.py).
 """
 
 from __future__ import annotations
