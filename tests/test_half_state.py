@@ -175,6 +175,20 @@ def test_weights_that_16_bits_do_not_hold_are_multiplied_in_float32(level: str, 
     assert error.mean() < 1e-3 * max(step.std().item(), 0.1)
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-40, 1e-20, 1e20])
+def test_a_head_may_have_any_size(level: str, size: float):
+    rule = RULES[1]
+    weights = drawn(rule)
+    weights["head.w"] = weights["head.w"] * size
+    batch = make(rule, weights, [(64,)])
+    slot = batch.slots[0]
+    slot.param.zero_()
+    step, _ = exactly(rule, weights, slot)
+    Cpu().move(batch, torch.zeros(0, 1), None)
+    spread = max(step.std().item(), step.abs().mean().item())
+    torch.testing.assert_close(slot.param.double(), step, atol=5e-3 * spread, rtol=1e-6)
+
+
 def test_the_option_halves_the_memory_and_changes_the_config_alone():
     full, half = load_rule("l2l-mnist"), with_half_state("l2l-mnist")
     assert half.sha256 == full.sha256

@@ -5,10 +5,10 @@
 
 namespace {
 
-constexpr int TANH_PIECES = 64;        // of [-8, 8), where tanh is told from 1 by 2e-7
+constexpr int TANH_PIECES = 64;      // of [-8, 8), at whose ends tanh is 1 but for 2e-7
 constexpr double TANH_PIECE = 0.25;  // length of one
-constexpr double ONE = 32768;      // of results, and of h
-constexpr double ARGUMENT = 4096;  // of arguments: [-8, 8) in 16 bits
+constexpr double ONE = 32768;        // of results, and of h
+constexpr double ARGUMENT = 4096;    // of arguments: [-8, 8) in 16 bits
 
 constexpr double exp_of(double x) {  // of numbers in [-16, 0]
   double term = 1, sum = 1;

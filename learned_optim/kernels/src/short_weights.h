@@ -7,6 +7,8 @@ namespace {
 
 constexpr int SHORT_ROWS = 8;  // sums that share the registers: the gates of two units
 
+constexpr int LEAST_BITS = 4;  // behind the point of a weight
+
 // One layer's weights: of pairs of inputs, and what the sums begin with.
 struct ShortLayer {
   float* begin;     // first layer, a group: inputs + 1 rows of SHORT_ROWS; the last is the bias
@@ -38,8 +40,8 @@ inline int32_t pair_of(double low, double high) {
   return (to_integer(low) & 0xffff) | (int32_t)((uint32_t)to_integer(high) << 16);
 }
 
-// The largest power of two by which a row's weights may be multiplied: the sum of what it can come
-// to stays within 31 bits, each weight within 15. Below 2^-4, and without one, the row is too large.
+// The logarithm of the power of two that a row's weights are multiplied by: whatever the inputs, its
+// sum stays within 31 bits, and each weight within 15.
 inline int row_bits(const LayerWeights& w, int gate, int unit, float largest_input, bool first) {
   const float half = gate == 3 ? 1.0f : 0.5f;
   float sum = half * absolute(w.at(gate, unit, -1)), largest = 0;
@@ -65,7 +67,7 @@ inline bool pack_short_layer(const float* weights, const Shape& shape, int layer
     int bits[SHORT_ROWS];
     for (int r = 0; r < SHORT_ROWS; r++) {
       bits[r] = row_bits(w, r % 4, j0 + r / 4, largest_input, first);
-      if (bits[r] < 4) return false;
+      if (bits[r] < LEAST_BITS) return false;
       *shifts++ = bits[r] + 3;
     }
     const auto scaled = [&](int r, int k) {
@@ -105,7 +107,9 @@ inline bool pack_short(const Shape& shape, const float* w, void* memory, ShortCe
     sum += absolute(w[k]);
     if (absolute(w[k]) > top) top = absolute(w[k]);
   }
-  const double scale = top > 0 ? (32767 / top < 65000 / sum ? 32767 / top : 65000 / sum) : 1;
+  // Doubles, as a head may be next to nothing.
+  const double by_top = 32767.0 / top, by_sum = 65000.0 / sum;
+  const double scale = top == 0 ? 1 : by_top < by_sum ? by_top : by_sum;
   cells.head = at;
   for (int k = 0; k < shape.hidden; k += 2) *at++ = pair_of(scale * w[k], scale * w[k + 1]);
   cells.head_scale = (float)(1 / (scale * ONE));
