@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from benchmarks.plotting import STYLE
 from benchmarks.results import RESULTS, provenance, write_json
 from benchmarks.runs import Problem, run
 from benchmarks.statistics import ratio, summary
+from benchmarks.step_contenders import instructions
 from learned_optim import kernels, load_rule, with_half_state
 from learned_optim.kernels import native
 from learned_optim.tasks import MnistMLP, Quadratic, TaskFamily
@@ -55,22 +54,6 @@ TRIALS = [
     Trial("quadratics, 100 steps", "l2l-quadratic", Quadratic(), 100, 1024, 1024),
     Trial("quadratics, 2000 steps", "l2l-quadratic", Quadratic(), 2000, 256, 256),
 ]
-
-
-@contextmanager
-def instructions(isa: str | None) -> Iterator[None]:
-    """The kernels use at most `isa` meanwhile."""
-    if isa is None:
-        yield
-        return
-    before = os.environ.get("LEARNED_OPTIM_ISA")
-    os.environ["LEARNED_OPTIM_ISA"] = isa
-    try:
-        yield
-    finally:
-        del os.environ["LEARNED_OPTIM_ISA"]
-        if before is not None:
-            os.environ["LEARNED_OPTIM_ISA"] = before
 
 
 def ends(trial: Trial) -> dict[str, Tensor]:

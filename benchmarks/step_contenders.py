@@ -33,6 +33,22 @@ CASES: dict[str, list[tuple[int, ...]]] = {
 }
 
 
+@contextmanager
+def instructions(isa: str | None) -> Iterator[None]:
+    """The kernels use at most `isa` meanwhile."""
+    if isa is None:
+        yield
+        return
+    before = os.environ.get("LEARNED_OPTIM_ISA")
+    os.environ["LEARNED_OPTIM_ISA"] = isa
+    try:
+        yield
+    finally:
+        del os.environ["LEARNED_OPTIM_ISA"]
+        if before is not None:
+            os.environ["LEARNED_OPTIM_ISA"] = before
+
+
 @dataclass(frozen=True)
 class Contender:
     """One way to take a step.
@@ -50,16 +66,6 @@ class Contender:
     make: Callable[[list[nn.Parameter]], tuple[Callable[[], object], int]]
     isa: str | None = None
     large: bool = True
-
-    @contextmanager
-    def instructions(self) -> Iterator[None]:
-        """The kernels use at most `isa` meanwhile."""
-        if self.isa is not None:
-            os.environ["LEARNED_OPTIM_ISA"] = self.isa
-        try:
-            yield
-        finally:
-            os.environ.pop("LEARNED_OPTIM_ISA", None)
 
 
 def make_params(case: str) -> list[nn.Parameter]:

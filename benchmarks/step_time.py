@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.results import RESULTS, provenance, write_json
-from benchmarks.step_contenders import CASES, Contender, contenders, make_params
+from benchmarks.step_contenders import CASES, Contender, contenders, instructions, make_params
 from learned_optim.kernels import native
 
 ROUNDS = {"1M": 9, "5M": 5, "transformer": 5, "mlp": 25, "small": 25}
@@ -126,7 +126,7 @@ def time_case(case: str, threads: int, entrants: list[Contender]) -> list[dict[s
         for (contender, step, _), found in zip(ready, seconds, strict=True):
             if not contender.large and turn > 3:
                 continue
-            with contender.instructions():
+            with instructions(contender.isa):
                 start = now()
                 step()
                 found.append(now() - start)
