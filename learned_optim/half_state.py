@@ -11,7 +11,7 @@ from learned_optim.weights import LoadedRule, in_memory
 
 
 def with_half_state(rule: str | os.PathLike[str] | LoadedRule) -> LoadedRule:
-    """A rule of the kind `l2l` that keeps its state in float16 between steps.
+    """A rule of the kind `l2l` or `by_layer` that keeps its state in float16 between steps.
 
     The state takes half of the memory: two layers of 20 units 160 bytes a parameter in place of
     320. The compiled kernels then also compute in 16 bits, where the rule sees logarithms of
@@ -36,9 +36,10 @@ def with_half_state(rule: str | os.PathLike[str] | LoadedRule) -> LoadedRule:
         >>> optimizer = LearnedOptimizer(layer.parameters(), rule=with_half_state("l2l-mnist"))
     """
     loaded = load_rule(rule)
-    if type(loaded.rule) is not L2L:
+    if not isinstance(loaded.rule, L2L):
         raise ValueError(
-            f"only rules of the kind 'l2l' can have their state halved, not {loaded.name!r}"
+            "only rules of the kinds 'l2l' and 'by_layer' can have their state halved, not "
+            f"{loaded.name!r}"
         )
     if loaded.rule.state == "float16":
         return loaded

@@ -15,7 +15,7 @@ def without_matrix_stage(rule: str | os.PathLike[str] | LoadedRule = "default") 
 
     The stage sees a small matrix in the eigenbases of its gradients (`bases`), for 8 to 21 bytes of
     state a parameter (layers of few inputs more, at most 131 kB a matrix), and orthogonalises the
-    step of a larger or more uneven one. For a smaller side A that is 7 to 15 A multiply-adds a
+    step of a larger or more uneven one. For a smaller side A that is 6 to 12 A multiply-adds a
     parameter: as much as the gradient costs at 2 to 5 A examples (tokens, pixels) in the minibatch,
     and half of that or less where a CPU multiplies bfloat16. It is cheap beside the gradient when A
     is far below that, and on a GPU in any case; with wide matrices and small minibatches on a CPU

@@ -34,6 +34,7 @@ CASES: dict[str, UpdateRule] = {
     "l2l": L2L(layers=2, hidden=5),
     "l2l-raw": L2L(layers=1, hidden=3, preprocess="none", scale=1.0),
     "l2l-gru": L2L(cell="gru", layers=2, hidden=4),
+    "l2l-half": L2L(layers=1, hidden=4, state="float16"),
     "l2l-peephole": L2L(cell="peephole", layers=1, hidden=4),
     "by_layer": ByLayer(layers=1, hidden=4),
     "learnable_sgd": LearnableSGD(),

@@ -8,7 +8,7 @@ read where it is; one that spans several is gathered into a workspace first.
 Measured (a million float32 coordinates, one thread): two layers of 20 are fastest at 2048 to 8192
 coordinates a block, one of 8 or 4 at 8192 to 16384, where a block's operations outweigh their
 calls; one block for all costs two layers of 20 three times as much. Half of the best size costs
-smaller rules a fifth and keeps a step's temporaries at 2 to 3 MB; two layers of 20 take 3 to 4 with
+smaller rules a fifth and keeps a step's temporaries at 2 to 3 MB; two layers of 20 take 3 to 5 with
 1536 a block, 4 % slower than the fastest.
 Reading in place saves a seventh against gathering every block.
 """

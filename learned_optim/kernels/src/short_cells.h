@@ -22,29 +22,32 @@ inline bool short_fits(const Shape& shape, int state_type) {
          __builtin_cpu_supports("avx512vnni");
 }
 
-// Of 32 arguments, multiples of 2^-12.
-INLINE vs short_tanh(vs x, const vs (&table)[4][2]) {
-  const vs piece = _mm512_srli_epi16(x, 10);
-  const vs t = _mm512_xor_si512(_mm512_slli_epi16(x, 6), _mm512_set1_epi16((short)0x8000));
-  vs y = _mm512_permutex2var_epi16(table[3][0], piece, table[3][1]);
-#pragma GCC unroll 2
-  for (int i = 2; i > 0; i--)
-    y = _mm512_add_epi16(_mm512_permutex2var_epi16(table[i][0], piece, table[i][1]),
-                         _mm512_mulhrs_epi16(y, t));
-  return _mm512_adds_epi16(_mm512_permutex2var_epi16(table[0][0], piece, table[0][1]),
-                           _mm512_mulhrs_epi16(y, t));
-}
+// A table in registers, and the function that it is of at 32 arguments, multiples of 2^-12.
+template <int N>
+struct LookUp {
+  vs of[N][2];
 
-// Of twice these arguments.
-INLINE vs short_sigmoid(vs x, const vs (&table)[3][2]) {
-  const vs piece = _mm512_srli_epi16(x, 10);
-  const vs t = _mm512_xor_si512(_mm512_slli_epi16(x, 6), _mm512_set1_epi16((short)0x8000));
-  const vs square = _mm512_permutex2var_epi16(table[2][0], piece, table[2][1]);
-  const vs slope = _mm512_add_epi16(_mm512_permutex2var_epi16(table[1][0], piece, table[1][1]),
-                                    _mm512_mulhrs_epi16(square, t));
-  return _mm512_adds_epi16(_mm512_permutex2var_epi16(table[0][0], piece, table[0][1]),
-                           _mm512_mulhrs_epi16(slope, t));
-}
+  INLINE explicit LookUp(const PieceTable<N>& table) {
+#pragma GCC unroll 4
+    for (int i = 0; i < N; i++)
+#pragma GCC unroll 2
+      for (int part = 0; part < 2; part++) of[i][part] = _mm512_load_si512(table.of[i] + 32 * part);
+  }
+
+  INLINE vs coefficient(int power, vs piece) const {
+    return _mm512_permutex2var_epi16(of[power][0], piece, of[power][1]);
+  }
+
+  INLINE vs operator()(vs x) const {
+    const vs piece = _mm512_srli_epi16(x, 10);
+    const vs t = _mm512_xor_si512(_mm512_slli_epi16(x, 6), _mm512_set1_epi16((short)0x8000));
+    vs y = coefficient(N - 1, piece);
+#pragma GCC unroll 4
+    for (int power = N - 2; power > 0; power--)
+      y = _mm512_add_epi16(coefficient(power, piece), _mm512_mulhrs_epi16(y, t));
+    return _mm512_adds_epi16(coefficient(0, piece), _mm512_mulhrs_epi16(y, t));  // at most 1
+  }
+};
 
 // 16 of 32 multiples of 2^-15 as float32: the first 16 of what `to_short` joined, or the others.
 INLINE vf to_float(vs lifted, bool upper) {
@@ -149,25 +152,18 @@ template <int H>
 APART void short_units(int hidden_, const vs* seen, uint16_t* h, vs* pairs, vf* finite) {
   const int hidden = H ? H : hidden_;
   uint16_t* c = h + hidden * TV;
-  vs table[4][2], sigmoid[3][2];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++)
-#pragma GCC unroll 2
-    for (int part = 0; part < 2; part++) table[i][part] = _mm512_load_si512(TANH.of[i] + 32 * part);
-#pragma GCC unroll 3
-  for (int i = 0; i < 3; i++)
-#pragma GCC unroll 2
-    for (int part = 0; part < 2; part++) sigmoid[i][part] = _mm512_load_si512(SIGMOID.of[i] + 32 * part);
+  const LookUp<4> tanh_at(TANH);
+  const LookUp<3> sigmoid_at(SIGMOID);
 #pragma GCC unroll 1
   for (int j = 0; j < hidden; j += 2) {
     vs open[2], t[2], out[2];
 #pragma GCC unroll 2
     for (int u = 0; u < 2; u++) {
       const vs* y = seen + 4 * (j + u);
-      const vs g = short_tanh(y[3], table);
-      const vs added = lift(_mm512_mulhrs_epi16(short_sigmoid(y[0], sigmoid), g));
-      const vs kept = lift(short_sigmoid(y[1], sigmoid));
-      open[u] = short_sigmoid(y[2], sigmoid);
+      const vs g = tanh_at(y[3]);
+      const vs added = lift(_mm512_mulhrs_epi16(sigmoid_at(y[0]), g));
+      const vs kept = lift(sigmoid_at(y[1]));
+      open[u] = sigmoid_at(y[2]);
       vf moved[V];
 #pragma GCC unroll 2
       for (int v = 0; v < V; v++) {
@@ -180,7 +176,7 @@ APART void short_units(int hidden_, const vs* seen, uint16_t* h, vs* pairs, vf* 
     }
 #pragma GCC unroll 2
     for (int u = 0; u < 2; u++) {
-      out[u] = _mm512_mulhrs_epi16(open[u], short_tanh(t[u], table));
+      out[u] = _mm512_mulhrs_epi16(open[u], tanh_at(t[u]));
       const vs lifted = lift(out[u]);
 #pragma GCC unroll 2
       for (int v = 0; v < V; v++) store_half(h + (j + u) * TV + v * W, to_float(lifted, v));
