@@ -4,7 +4,8 @@ A rule is a folder of two files (a model card and a recipe may lie beside them):
 
 - `config.json`: `{"format_version": 1, "name": ..., "rule": ..., "config": {...},
   "weights_sha256": ..., "extra": {...}}`, where `config` holds every field of the rule's
-  dataclass, `weights_sha256` says which weights it belongs to, and `extra` (optional) is free;
+  dataclass (but for a `later` one at its default), `weights_sha256` says which weights it belongs
+  to, and `extra` (optional) is free;
 - `model.safetensors`: the float32 meta-parameters, exactly `rule.weight_shapes()`.
 
 Pickle files are never opened. Loading executes nothing from the files, reads at most 64 KiB and
