@@ -17,7 +17,7 @@ from learned_optim.weights import LoadedRule, in_memory
 
 SIZES = [(2, 20), (1, 8), (1, 4)]  # layers, hidden units
 MUON = "Muon, AdamW on the rest"
-HALF = "C++, state in float16"
+AVX2, HALF, HALF_AVX2 = "C++, AVX2", "C++, state in float16", "C++, AVX2, state in float16"
 # The bundled rule, whose idle networks steps do without.
 SHIPPED, WITH_STAGE = "C++ default as shipped", "C++ default as shipped, matrix stage"
 
@@ -168,9 +168,10 @@ def contenders() -> list[Contender]:
     for size in SIZES:
         rule = _timed(L2L(layers=size[0], hidden=size[1]))
         fused = Contender("C++", size, _learned(rule, fused=True))
-        found += [fused, replace(fused, name="C++, AVX2", isa="avx2")]
+        found += [fused, replace(fused, name=AVX2, isa="avx2")]
         half = _timed(L2L(layers=size[0], hidden=size[1], state="float16"))
-        found.append(Contender(HALF, size, _learned(half, fused=True)))
+        short = Contender(HALF, size, _learned(half, fused=True))
+        found += [short, replace(short, name=HALF_AVX2, isa="avx2")]
         found.append(Contender("torch blocks", size, _learned(rule, fused=False)))
         if size != (1, 4):
             found.append(Contender("naive nn.LSTMCell", size, _naive(size), large=False))

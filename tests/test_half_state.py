@@ -88,10 +88,26 @@ def test_a_step_is_that_of_float64_but_for_rounding(level: str, rule: L2L):
     assert abs(errors.mean()) < 5e-4
 
 
+def test_a_tensor_may_end_anywhere_in_a_register(level: str):
+    rule = RULES[2]
+    weights = drawn(rule)
+    batch = make(rule, weights, [(count,) for count in range(1, 70)])
+    wanted = [exactly(rule, weights, slot) for slot in batch.slots]
+    before = [slot.param.clone() for slot in batch.slots]
+    Cpu().move(batch, torch.zeros(0, len(batch.slots)), None)
+    typical = torch.cat([step for step, _ in wanted]).std().item()
+    for slot, old, (step, state) in zip(batch.slots, before, wanted, strict=True):
+        moved = slot.param.double() - old.double()
+        torch.testing.assert_close(moved, step, atol=5e-3 * typical, rtol=0)
+        torch.testing.assert_close(slot.state["cell"].double(), state, atol=1e-3, rtol=2e-3)
+
+
 def computed_in_16_bits(level: str) -> bool:
     """Whether this machine is to do so; asked of the system, not of the kernels."""
-    info = Path("/proc/cpuinfo")
-    return level == "avx512" and info.exists() and " avx512_vnni " in info.read_text()
+    if level == "avx512":
+        info = Path("/proc/cpuinfo")
+        return info.exists() and " avx512_vnni " in info.read_text()
+    return level == "avx2"
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -110,7 +126,7 @@ def served() -> list[str]:
 
 
 @pytest.mark.parametrize("name", served())
-def test_a_thousand_steps_of_bundled_rules_stay_beside_eager(built_kernels: None, name: str):
+def test_a_thousand_steps_of_bundled_rules_stay_beside_eager(level: str, name: str):
     loaded = with_half_state(name)
     rule = loaded.rule
     assert isinstance(rule, L2L)
@@ -130,7 +146,7 @@ def test_a_thousand_steps_of_bundled_rules_stay_beside_eager(built_kernels: None
         torch.testing.assert_close(a.state["cell"], b.state["cell"], atol=0.02, rtol=0.01)
 
 
-def test_results_do_not_depend_on_the_number_of_threads(built_kernels: None):
+def test_results_do_not_depend_on_the_number_of_threads(level: str):
     rule = RULES[1]
     flat = torch.cat([value.reshape(-1) for value in drawn(rule).values()])
     results = []
@@ -148,23 +164,26 @@ def test_results_do_not_depend_on_the_number_of_threads(built_kernels: None):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("row", [3, 11], ids=["h", "c"])
-def test_what_is_not_finite_keeps_parameter_and_state(level: str, value: float, row: int):
+@pytest.mark.parametrize("lane", [40, 699])
+def test_what_is_not_finite_keeps_parameter_and_state(
+    level: str, value: float, row: int, lane: int
+):
     rule = RULES[1]
     batch = make(rule, drawn(rule), [(700,)])
     slot = batch.slots[0]
     slot.grad[690] = math.nan
-    slot.state["cell"][row, 40] = value
+    slot.state["cell"][row, lane] = value
     param, cell = slot.param.clone(), slot.state["cell"].clone()
     Cpu().move(batch, torch.zeros(0, 1), None)
     # In float32 an infinite memory, whose tanh is 1, may still make a finite step.
-    kept = [40, 690] if computed_in_16_bits(level) or math.isnan(value) else [690]
-    assert slot.param[40].isfinite()
+    kept = [lane, 690] if computed_in_16_bits(level) or math.isnan(value) else [690]
+    assert slot.param[lane].isfinite()
     assert torch.equal(slot.param[kept], param[kept])
     torch.testing.assert_close(
         slot.state["cell"][:, kept], cell[:, kept], rtol=0, atol=0, equal_nan=True
     )
     moving = torch.ones(700, dtype=torch.bool)
-    moving[[40, 690]] = False
+    moving[[lane, 690]] = False
     assert (slot.param != param)[moving].all()
     assert slot.param[moving].isfinite().all()
     assert slot.state["cell"][:, moving].isfinite().all()
@@ -247,7 +266,19 @@ def test_a_checkpoint_goes_over_to_the_other_precision():
     assert torch.equal(cell, optimizer.state[layer.weight]["cell"].half())
 
 
-def test_training_ends_where_it_does_in_float32(built_kernels: None):
+def test_a_memory_may_be_as_large_as_float16_holds(level: str):
+    rule = RULES[1]
+    weights = drawn(rule)
+    batch = make(rule, weights, [(64,)])
+    slot = batch.slots[0]
+    slot.state["cell"][8:] = torch.tensor([65504.0, -65504.0]).half().repeat(32)
+    _, state = exactly(rule, weights, slot)
+    Cpu().move(batch, torch.zeros(0, 1), None)
+    assert slot.state["cell"].isfinite().all()
+    torch.testing.assert_close(slot.state["cell"].double(), state, atol=1e-3, rtol=2e-3)
+
+
+def test_training_ends_where_it_does_in_float32(level: str):
     def trained(rule: LoadedRule) -> float:
         rng = torch.Generator().manual_seed(0)
         x = torch.randn(2000, 20, generator=rng)

@@ -23,17 +23,12 @@ inline ShortUpdateScratch lay_out_short_update(const Shape& shape, Arena& arena)
   return scratch;
 }
 
-// The lanes that a tile has, of 32.
-INLINE __mmask32 lanes_of(const Span& span, long tile) {
-  const int length = tile_length(span, tile);
-  return length == TV ? ~0u : (1u << length) - 1;
-}
-
 template <int H>
 struct ShortTiles {
   const Update& job;
   const long rows;
   ShortUpdateScratch scratch;
+  bool finite;  // all of the strip's state
 
   ShortTiles(const Update& job, Arena& arena)
       : job(job), rows(job.shape.state_rows()), scratch(lay_out_short_update(job.shape, arena)) {}
@@ -42,7 +37,7 @@ struct ShortTiles {
   void read(const Span& span) {
     for (long i = 0; i * TV < span.length; i++) {
       read_gradient(job, span, i, scratch.grads + i * TV);
-      features(job.shape, scratch.grads + i * TV, scratch.x + 2 * i * TV);
+      short_features(job.shape.features, scratch.grads + i * TV, scratch.x + 2 * i * TV);
     }
     read_state(span);
   }
@@ -50,16 +45,28 @@ struct ShortTiles {
   // Zeros where there is no coordinate.
   void read_state(const Span& span) {
     const long whole = span.length / TV;
+    vs most = {};
+    const auto take = [&](uint16_t* to, vs row) {
+      most = largest(most, row);
+      write_whole(to, row);
+    };
     for (long r = 0; r < rows; r++) {
       const uint16_t* from = (const uint16_t*)state_at(job, span, r);
       uint16_t* to = scratch.state + r * TV;
 #pragma GCC unroll 4
-      for (long i = 0; i < whole; i++)
-        _mm512_store_si512(to + i * rows * TV, _mm512_loadu_si512(from + i * TV));
+      for (long i = 0; i < whole; i++) take(to + i * rows * TV, read_whole(from + i * TV));
       if (whole * TV < span.length)
-        _mm512_store_si512(to + whole * rows * TV,
-                           _mm512_maskz_loadu_epi16(lanes_of(span, whole), from + whole * TV));
+        take(to + whole * rows * TV, read_some(from + whole * TV, tile_length(span, whole)));
     }
+    finite = !any_not_finite(most);
+  }
+
+  // In the lanes of a tile whose state is not finite, `bad` is set: seldom, and so number by number.
+  APART void find_not_finite(long tile, vi (&bad)[V]) {
+    const uint16_t* state = at(tile);
+    for (long r = 0; r < rows; r++)
+      for (int i = 0; i < TV; i++)
+        if ((state[r * TV + i] & 0x7c00) == 0x7c00) bad[i / W][i % W] = -1;
   }
 
   void write(const Span& span) {
@@ -69,39 +76,38 @@ struct ShortTiles {
       const uint16_t* from = scratch.state + r * TV;
 #pragma GCC unroll 4
       for (long i = 0; i < whole; i++)
-        _mm512_storeu_si512(to + i * TV, _mm512_load_si512(from + i * rows * TV));
+        write_whole(to + i * TV, read_whole(from + i * rows * TV));
       if (whole * TV < span.length)
-        _mm512_mask_storeu_epi16(to + whole * TV, lanes_of(span, whole),
-                                 _mm512_load_si512(from + whole * rows * TV));
+        write_some(to + whole * TV, tile_length(span, whole), read_whole(from + whole * rows * TV));
     }
   }
 
   INLINE uint16_t* at(long tile) { return scratch.state + tile * rows * TV; }
 
   // Takes the old state back in the lanes that are not sound.
-  void restore(const Span& span, long index, __mmask32 sound) {
+  void restore(const Span& span, long index, Lanes sound) {
     for (long r = 0; r < rows; r++) {
       const uint16_t* old = (const uint16_t*)state_at(job, span, r) + index * TV;
-      _mm512_mask_storeu_epi16(at(index) + r * TV, ~sound,
-                               _mm512_maskz_loadu_epi16(lanes_of(span, index), old));
+      uint16_t* moved = at(index) + r * TV;
+      write_whole(moved, choose(sound, read_whole(moved), read_some(old, tile_length(span, index))));
     }
   }
 
   void move(const Span& span, long index) {
-    vf step[V], finite[V] = {};
+    vf step[V];
+    vi bad[V] = {};
+    if (__builtin_expect(!finite, 0)) find_not_finite(index, bad);
     short_step<H, 2>(job.shape, *job.short_cells, scratch.tile, scratch.x + 2 * index * TV, at(index),
-                     step, finite);
-    vi bad[V];
-    __mmask32 sound = 0;
+                     step);
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++) {
       step[v] = step[v] * job.a->scale;
       // The step itself, made of numbers of 16 bits, is finite whatever they were.
-      bad[v] = not_finite(load(scratch.grads + index * TV + v * W)) | not_finite(finite[v]);
-      sound |= (__mmask32)_mm512_testn_epi32_mask((__m512i)bad[v], (__m512i)bad[v]) << (v * W);
+      bad[v] |= not_finite(load(scratch.grads + index * TV + v * W));
     }
     move_parameters(job, span, index, step, bad);
-    if (__builtin_expect(~sound, 0)) restore(span, index, sound);
+    const Lanes sound = sound_lanes(bad);
+    if (__builtin_expect(!all_lanes(sound), 0)) restore(span, index, sound);
   }
 };
 
