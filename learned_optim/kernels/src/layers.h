@@ -179,14 +179,21 @@ INLINE const float* units_forward(const float* w, int j0, int hidden, int inputs
   return w + Cell::OWN * N_UNITS;
 }
 
-// One layer of one step. `x`: input rows; `h`, `c`: the layer's state before, H rows each.
-template <class Cell, int H, bool KEEP>
+struct Nothing {
+  INLINE void operator()() const {}
+};
+
+// One layer of one step. `x`: input rows; `h`, `c`: the layer's state before, H rows each. `between`
+// is called before each group of units.
+template <class Cell, int H, bool KEEP, class Between = Nothing>
 INLINE void layer_forward(int hidden_, int inputs, const float* packed, const float* x,
-                          const float* h, const float* c, const Kept& out) {
+                          const float* h, const float* c, const Kept& out, Between between = {}) {
   const int hidden = H ? H : hidden_;
   int j = 0;
-  for (; j + GROUP<Cell> <= hidden; j += GROUP<Cell>)
+  for (; j + GROUP<Cell> <= hidden; j += GROUP<Cell>) {
+    between();
     packed = units_forward<Cell, GROUP<Cell>, KEEP>(packed, j, hidden, inputs, x, h, c, out);
+  }
   for (; j < hidden; j++)
     packed = units_forward<Cell, 1, KEEP>(packed, j, hidden, inputs, x, h, c, out);
 }

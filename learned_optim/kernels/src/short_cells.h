@@ -6,6 +6,7 @@
 // while it moves. An activation is off by 1e-4 in the end, as much as float16 rounds an h of 1/4.
 #pragma once
 #include "short_weights.h"
+#include "strips.h"
 #if defined(__AVX512BW__)
 #include "short_avx512.h"
 #elif defined(__AVX2__)
@@ -105,11 +106,13 @@ INLINE void begin_sums(const float* w, const float* x, vs (&sums)[SUM_ROWS][V]) 
 // What the activations see of all units, four rows of TV each. `x`: rows of TV floats, in the first
 // layer alone, where INPUTS is not 0.
 template <int H, int INPUTS>
-APART void short_sums(int hidden_, const ShortLayer& w, const float* x, const vs* pairs, vs* seen) {
+APART void short_sums(int hidden_, const ShortLayer& w, const float* x, const vs* pairs, vs* seen,
+                      Ahead& ahead, int lines) {
   const int hidden = H ? H : hidden_, count = INPUTS ? hidden / 2 : hidden;
 #pragma GCC unroll 1
   for (int row = 0; row < 4 * hidden; row += SUM_ROWS) {
     const int within = row % SHORT_ROWS, group = row - within;
+    ahead.fetch(lines);
     vs sums[SUM_ROWS][V];
     if constexpr (INPUTS > 0)
       begin_sums<INPUTS>(w.begin + group * (INPUTS + 1) + within, x, sums);
@@ -210,15 +213,15 @@ inline ShortScratch lay_out_short(const Shape& shape, Arena& arena) {
 // are finite stay so: c moves by at most 1 a step, and float16 rounds 65505 down.
 template <int H, int INPUTS>
 INLINE void short_step(const Shape& shape, const ShortCells& cells, const ShortScratch& scratch,
-                       const float* x, uint16_t* state, vf (&out)[V]) {
+                       const float* x, uint16_t* state, vf (&out)[V], Ahead& ahead, int lines) {
   const int hidden = H ? H : shape.hidden;
   for (int layer = 0; layer < shape.layers; layer++) {
     uint16_t* h = state + 2 * layer * hidden * TV;
     read_pairs<H>(hidden, h, scratch.own);
     if (layer == 0)
-      short_sums<H, INPUTS>(hidden, cells.layer[0], x, scratch.own, scratch.seen);
+      short_sums<H, INPUTS>(hidden, cells.layer[0], x, scratch.own, scratch.seen, ahead, lines);
     else
-      short_sums<H, 0>(hidden, cells.layer[layer], nullptr, scratch.below, scratch.seen);
+      short_sums<H, 0>(hidden, cells.layer[layer], nullptr, scratch.below, scratch.seen, ahead, lines);
     short_units<H>(hidden, scratch.seen, h, scratch.below);
   }
   vs sums[V] = {};

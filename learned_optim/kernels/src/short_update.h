@@ -2,7 +2,6 @@
 #pragma once
 #include "short_cells.h"
 #include "step.h"
-#include "strips.h"
 
 namespace {
 
@@ -17,9 +16,10 @@ struct ShortUpdateScratch {
 inline ShortUpdateScratch lay_out_short_update(const Shape& shape, Arena& arena) {
   ShortUpdateScratch scratch;
   scratch.tile = lay_out_short(shape, arena);
-  scratch.grads = arena.take<float>(STRIP);
-  scratch.x = arena.take<float>(2 * STRIP);
-  scratch.state = arena.take<uint16_t>(STRIP * shape.state_rows());
+  const long strip = strip_of(shape);
+  scratch.grads = arena.take<float>(strip);
+  scratch.x = arena.take<float>(2 * strip);
+  scratch.state = arena.take<uint16_t>(strip * shape.state_rows());
   return scratch;
 }
 
@@ -28,10 +28,14 @@ struct ShortTiles {
   const Update& job;
   const long rows;
   ShortUpdateScratch scratch;
-  bool finite;  // all of the strip's state
+  const int lines;  // to fetch with each group of rows of sums
+  bool finite;      // all of the strip's state
 
   ShortTiles(const Update& job, Arena& arena)
-      : job(job), rows(job.shape.state_rows()), scratch(lay_out_short_update(job.shape, arena)) {}
+      : job(job),
+        rows(job.shape.state_rows()),
+        scratch(lay_out_short_update(job.shape, arena)),
+        lines(lines_for(job, 4L * job.shape.layers * job.shape.hidden / SUM_ROWS)) {}
 
   // The features of all tiles in turn, as a small tile would wait for its logarithms.
   void read(const Span& span) {
@@ -93,12 +97,12 @@ struct ShortTiles {
     }
   }
 
-  void move(const Span& span, long index) {
+  void move(const Span& span, long index, Ahead& ahead) {
     vf step[V];
     vi bad[V] = {};
     if (__builtin_expect(!finite, 0)) find_not_finite(index, bad);
     short_step<H, 2>(job.shape, *job.short_cells, scratch.tile, scratch.x + 2 * index * TV, at(index),
-                     step);
+                     step, ahead, lines);
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++) {
       step[v] = step[v] * job.a->scale;

@@ -36,9 +36,9 @@ inline StepScratch lay_out_step(const Shape& shape, Arena& arena) {
 }
 
 // The state's rows in `scratch.state` before -> after, the step in `scratch.out`.
-template <class Cell, int H>
+template <class Cell, int H, class Between = Nothing>
 INLINE void tile_step(const Shape& shape, const Packed& packed, const StepScratch& scratch,
-                      float scale) {
+                      float scale, Between between = {}) {
   const int hidden = H ? H : shape.hidden;
   const long rows = hidden * (long)TV;
   features(shape, scratch.grads, scratch.x);
@@ -47,7 +47,7 @@ INLINE void tile_step(const Shape& shape, const Packed& packed, const StepScratc
     float *h = scratch.state + Cell::VECTORS * l * rows, *c = h + rows;
     Kept out = {scratch.h, c, nullptr, nullptr};
     layer_forward<Cell, H, false>(hidden, shape.layer_inputs(l), packed.layer[l].forward, x, h, c,
-                                  out);
+                                  out, between);
     memcpy(h, scratch.h, sizeof(float) * rows);
     x = h;
   }

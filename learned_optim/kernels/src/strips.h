@@ -2,7 +2,7 @@
 //
 // A tensor's state is feature-major, so a tile's rows lie megabytes apart. Coordinates therefore
 // go through in strips long enough for a row's piece to fill a good part of a page; while a strip
-// is computed the rows of the next one are prefetched.
+// is computed the rows of the next one are fetched.
 #pragma once
 #include "parallel.h"
 #include "short_weights.h"
@@ -10,8 +10,7 @@
 
 namespace {
 
-constexpr long STRIP = 512;  // coordinates
-constexpr long STRIP_TILES = STRIP / TV;
+constexpr long LINE = 64;  // bytes
 
 struct Update {
   Shape shape;
@@ -19,11 +18,17 @@ struct Update {
   Packed packed;
   const ShortCells* short_cells;  // null: `packed` is what is computed with
   const long* first_strip;  // for each tensor, and the total behind
-  long chunk_strips;
+  long strip, chunk_strips;
 };
 
+// Coordinates. Many rows lie in as many pages, of which a strip is to use a good part; few rows are to
+// stay in the nearest cache, with those of the strip after them.
+inline long strip_of(const Shape& shape) { return shape.state_rows() > 32 ? 512 : 256; }
+
 // About 0.1 ms of work: starting a thread costs a third of that.
-inline long strips_in_chunk(const Shape& shape) { return 1 + 13000 / shape.weights(); }
+inline long strips_in_chunk(const Shape& shape) {
+  return (1 + 13000 / shape.weights()) * 512 / strip_of(shape);
+}
 
 // A strip of one tensor.
 struct Span {
@@ -42,21 +47,42 @@ INLINE int tile_length(const Span& span, long tile) {
   return left < TV ? (int)left : TV;
 }
 
-// Some rows' pieces of the strip that comes next, so that all its tiles fetch all of them.
-INLINE void prefetch(const Update& job, const Span& next, long tile) {
-  if (!next.tensor) return;
-  const long rows = job.shape.state_rows(), bytes = (long)next.length * size_of(job.a->state_type);
-  for (long r = rows * tile / STRIP_TILES; r < rows * (tile + 1) / STRIP_TILES; r++) {
-    const char* row = state_at(job, next, r);
-    for (long b = 0; b < bytes; b += 64) __builtin_prefetch(row + b, 1, 2);
+// Lines of the state of the strip that comes next, which are still to be fetched: row after row, a few
+// at a time while a tile is computed, as a CPU drops those that it has no room to wait for. Gradients
+// and parameters it fetches ahead by itself.
+struct Ahead {
+  const char *row, *at;
+  long bytes, stride, rows;
+
+  // The last of a row may lie behind its piece of the strip.
+  INLINE void fetch(int lines) {
+    if (!rows) return;
+    for (int i = 0; i < lines; i++) __builtin_prefetch(at + i * LINE, 1, 3);
+    at += lines * LINE;
+    if (at < row + bytes) return;
+    at = row += stride;
+    rows--;
   }
+};
+
+inline Ahead ahead_of(const Update& job, const Span& next) {
+  if (!next.tensor) return {};
+  const char* row = state_at(job, next, 0);
+  const int size = size_of(job.a->state_type);
+  return {row, row, (long)next.length * size, next.tensor->count * size, job.shape.state_rows()};
+}
+
+// Of what a tile has of the state, a share for each of so many calls.
+INLINE int lines_for(const Update& job, long calls) {
+  const long bytes = job.shape.state_rows() * TV * size_of(job.a->state_type);
+  return calls ? (int)((bytes + LINE * calls - 1) / (LINE * calls)) : 0;
 }
 
 inline Span span_at(const Update& job, long strip, long* tensor) {
   while (job.first_strip[*tensor + 1] <= strip) ++*tensor;
   const UpdateTensor* found = job.a->tensors + *tensor;
-  const long start = (strip - job.first_strip[*tensor]) * STRIP, left = found->count - start;
-  return {found, start, left < STRIP ? (int)left : (int)STRIP};
+  const long start = (strip - job.first_strip[*tensor]) * job.strip, left = found->count - start;
+  return {found, start, (int)(left < job.strip ? left : job.strip)};
 }
 
 // The tensor that piece number `piece` belongs to; `first[i]` is the first piece of tensor i.
@@ -111,10 +137,8 @@ void update_chunk(void* context, long index, void* memory) {
     Span next = {};
     if (strip + 1 < end) next = span_at(job, strip + 1, &tensor);
     tiles.read(span);
-    for (long tile = 0; tile * TV < span.length; tile++) {
-      prefetch(job, next, tile);
-      tiles.move(span, tile);
-    }
+    Ahead ahead = ahead_of(job, next);
+    for (long tile = 0; tile * TV < span.length; tile++) tiles.move(span, tile, ahead);
     tiles.write(span);
     span = next;
   }

@@ -10,11 +10,13 @@ template <class Cell, int H, int TYPE>
 struct LongTiles {
   const Update& job;
   StepScratch tile;
-  float* state;  // per tile of the strip: state rows of TV floats
+  float* state;     // per tile of the strip: state rows of TV floats
+  const int lines;  // to fetch with each group of units
 
-  LongTiles(const Update& job, Arena& arena) : job(job) {
+  LongTiles(const Update& job, Arena& arena)
+      : job(job), lines(lines_for(job, (long)job.shape.layers * (job.shape.hidden / GROUP<Cell>))) {
     tile = lay_out_step(job.shape, arena);
-    state = arena.take<float>(STRIP * job.shape.state_rows());
+    state = arena.take<float>(job.strip * job.shape.state_rows());
   }
 
   void read(const Span& span) {
@@ -48,10 +50,10 @@ struct LongTiles {
     }
   }
 
-  INLINE void move(const Span& span, long index) {
+  INLINE void move(const Span& span, long index, Ahead& ahead) {
     tile.state = state + index * job.shape.state_rows() * TV;
     read_gradient(job, span, index, tile.grads);
-    tile_step<Cell, H>(job.shape, job.packed, tile, job.a->scale);
+    tile_step<Cell, H>(job.shape, job.packed, tile, job.a->scale, [&] { ahead.fetch(lines); });
     vf step[V];
     vi bad[V], any = {};
 #pragma GCC unroll 8
@@ -88,7 +90,7 @@ inline size_t update_scratch(const Update& job) {
     lay_out_short_update(job.shape, measure);
   } else {
     lay_out_step(job.shape, measure);
-    measure.take<float>(STRIP * job.shape.state_rows());
+    measure.take<float>(job.strip * job.shape.state_rows());
   }
   return measure.used;
 }
@@ -107,12 +109,12 @@ inline int run_update(const Shape& shape, const UpdateArguments* a) {
   long* first = (long*)malloc(sizeof(long) * (a->count + 1));
   int failed = !memory || !first;
   if (!failed) {
+    const long strip = strip_of(shape), strips = strips_in_chunk(shape);
     first[0] = 0;
     for (long i = 0; i < a->count; i++)
-      first[i + 1] = first[i] + (a->tensors[i].count + STRIP - 1) / STRIP;
-    const long strips = strips_in_chunk(shape);
+      first[i + 1] = first[i] + (a->tensors[i].count + strip - 1) / strip;
     ShortCells cells;
-    Update job = {shape, a, {}, nullptr, first, strips};
+    Update job = {shape, a, {}, nullptr, first, strip, strips};
     pack_update(job, memory, &cells);
     Job work = {update_for(job), &job, (first[a->count] + strips - 1) / strips, update_scratch(job)};
     failed = run(work, a->threads);
