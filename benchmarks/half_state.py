@@ -4,10 +4,10 @@
     python -m benchmarks.half_state --redraw    the picture from the JSON
 
 Two bundled rules on the problems that they were trained for, and on runs twenty times as long, by
-the real `LearnedOptimizer`: once with its state in float32, once `with_half_state`, and, as the
-yardstick, in float32 with sums in another order (`LEARNED_OPTIM_ISA=baseline`): single runs part
-under any rounding. The same starts and minibatches for all; ten minutes. Writes
-results/half_state.json and .png.
+the real `LearnedOptimizer`: once with its state in float32, once `with_half_state`, on AVX-512 and
+on AVX2, whose arithmetic in 16 bits is not the same; and, as the yardstick, in float32 with sums in
+another order (`LEARNED_OPTIM_ISA=baseline`): single runs part under any rounding. The same starts
+and minibatches for all; a quarter of an hour. Writes results/half_state.json and .png.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from benchmarks.results import RESULTS, provenance, write_json
 from benchmarks.runs import Problem, run
 from benchmarks.statistics import ratio, summary
 from benchmarks.step_contenders import instructions
-from learned_optim import kernels, load_rule, with_half_state
+from learned_optim import LoadedRule, kernels, load_rule, with_half_state
 from learned_optim.kernels import native
 from learned_optim.tasks import MnistMLP, Quadratic, TaskFamily
 
 FULL, OTHER, HALF = "float32", "float32, sums in another order", "float16"
+NARROW = "float16, AVX2"  # whose tables are other ones
 TAIL = 0.05  # of a run, whose mean loss is where it ends
 
 
@@ -56,17 +57,20 @@ TRIALS = [
 ]
 
 
+def precisions(full: LoadedRule) -> list[tuple[str, LoadedRule, str | None]]:
+    """Name, rule and instruction set, None for the best."""
+    half = with_half_state(full)
+    found = [(FULL, full, None), (OTHER, full, "baseline"), (HALF, half, None)]
+    wide = native.LEVELS[native.best_level()] == "avx512"
+    return [*found, (NARROW, half, "avx2")] if wide else found
+
+
 def ends(trial: Trial) -> dict[str, Tensor]:
     """Where the runs end, `(runs,)`, by precision."""
     task = trial.family.sample(torch.Generator())
     problem = Problem(task, trial.runs, trial.steps, "test", trial.block)
-    full = load_rule(trial.rule)
     found = {}
-    for name, rule, isa in (
-        (FULL, full, None),
-        (OTHER, full, "baseline"),
-        (HALF, with_half_state(full), None),
-    ):
+    for name, rule, isa in precisions(load_rule(trial.rule)):
         with instructions(isa):
             losses = run(
                 problem, lambda rule=rule: Learned(rule), progress=f"{trial.title}, {name}"
@@ -89,7 +93,8 @@ def judged(trial: Trial, found: Mapping[str, Tensor]) -> dict[str, Any]:
         "against": {
             name: ratio(found[name], found[FULL])
             | {"part_by": (found[name] / found[FULL]).log().abs().median().item()}
-            for name in (OTHER, HALF)
+            for name in found
+            if name != FULL
         },
     }
 
@@ -117,7 +122,9 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
         figure, axes = plt.subplots(1, len(trials), figsize=size, squeeze=False)
         for ax, trial in zip(axes[0], trials, strict=True):
             full = trial["ends"][FULL]
-            for name, colour in ((OTHER, "#9aa0a6"), (HALF, "#c8102e")):
+            colours = {OTHER: "#9aa0a6", NARROW: "#2a6f97", HALF: "#c8102e"}
+            for name in (name for name in colours if name in trial["ends"]):
+                colour = colours[name]
                 ax.plot(full, trial["ends"][name], ".", color=colour, markersize=4, label=name)
             line = [min(full), max(full)]
             ax.plot(line, line, color="#2b2d42", linewidth=0.7)

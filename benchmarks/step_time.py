@@ -219,7 +219,9 @@ def figure(content: Mapping[str, Any]) -> None:
         values = [row["ns_per_parameter"] for row in shown]
         colours = ["#c8102e" if row["contender"].startswith("C++") else "#8a8fa3" for row in shown]
         bars = axes.barh(names, values, color=colours)
-        axes.bar_label(bars, [f" {value / adam:.1f}x" for value in values], fontsize=7)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # above the limits' lines
+        labels = [f"{value / adam:.1f}x" for value in values]
+        axes.bar_label(bars, labels, fontsize=7, padding=3, bbox=box)
         axes.invert_yaxis()
         axes.set_xscale("log")
         axes.set_xlim(1, 6 * max(values))

@@ -15,12 +15,11 @@ def with_half_state(rule: str | os.PathLike[str] | LoadedRule) -> LoadedRule:
 
     The state takes half of the memory: two layers of 20 units 160 bytes a parameter in place of
     320. The compiled kernels then also compute in 16 bits, where the rule sees logarithms of
-    gradients (`log_sign`) and the CPU has instructions for it (AVX-512 VNNI): each activation is
-    off by about 1e-4, as much as float16 rounds what it stores, and a step takes half to two thirds
-    of the time. Everywhere else arithmetic stays in float32. Where a training ends does not tell
-    the two apart, but where it gets far below what a rule was trained for
-    (`benchmarks/half_state.py`); single runs part, as they do under any rounding. The paper has
-    float32.
+    gradients (`log_sign`) and the CPU has AVX2 or AVX-512: each activation is off by about 1e-4, as
+    much as float16 rounds what it stores, and a step takes half to four fifths of the time.
+    Everywhere else arithmetic stays in float32. Where a training ends does not tell the two apart,
+    but where it gets far below what a rule was trained for (`benchmarks/half_state.py`); single
+    runs part, as they do under any rounding. The paper has float32.
 
     Args:
         rule: what `load_rule` takes.

@@ -89,8 +89,8 @@ def cells_update_(
     notice that the parameters change: the caller tells it (`increment_version`).
 
     LSTMs of an even number of units that see features, with their states in float16, are computed
-    in 16 bits where the CPU has AVX-512 VNNI: activations are off by about 1e-4. A coordinate whose
-    gradient is infinite then stays too.
+    in 16 bits where the CPU has AVX2 or AVX-512: activations are off by about 1e-4. A coordinate
+    whose gradient is infinite then stays too.
 
     Args:
         params: any shapes, contiguous, one dtype of `STORAGE` for all.

@@ -43,15 +43,40 @@ struct Lstm {
     return (row == 3 ? 1.0f : -LOG2_E) * w.at(row, unit, k);
   }
 
-  // Two reciprocals, one for c and one for h.
-  INLINE static void step(const vf* y, const float*, vf, vf c, float* c_out, float* h_out) {
-    vf i = exp2_clamped(y[0]) + 1.0f, f = exp2_clamped(y[1]) + 1.0f, o = exp2_clamped(y[2]) + 1.0f;
-    Fraction g = tanh_fraction(y[3]);
-    vf id = i * g.d;
-    c = (c * id + f * g.n) * reciprocal(f * id);
-    store(c_out, c);
-    Fraction t = tanh_fraction(c);
-    store(h_out, t.n * reciprocal(o * t.d));
+  // Two reciprocals, one for c and one for h. Many units in three rounds, as each is a chain of
+  // instructions that wait for each other, and the CPU then sees several at a time. `y`: four rows of TV
+  // of each unit, what its gates see; written over.
+  INLINE static void steps(int units, float* y, const float* c, float* c_out, float* h_out) {
+#pragma GCC unroll 1
+    for (int u = 0; u < units; u++)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) {
+        float* at = y + 4 * u * TV + v * W;
+        const vf i = exp2_clamped(load(at)) + 1.0f, f = exp2_clamped(load(at + TV)) + 1.0f;
+        const vf o = exp2_clamped(load(at + 2 * TV)) + 1.0f;
+        const Fraction g = tanh_fraction(load(at + 3 * TV));
+        const vf id = i * g.d;
+        store(at, id);
+        store(at + TV, f * g.n);
+        store(at + 2 * TV, o);
+        store(at + 3 * TV, f * id);
+      }
+#pragma GCC unroll 1
+    for (int u = 0; u < units; u++)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) {
+        const float* at = y + 4 * u * TV + v * W;
+        const long row = u * TV + v * W;
+        store(c_out + row, (load(c + row) * load(at) + load(at + TV)) * reciprocal(load(at + 3 * TV)));
+      }
+#pragma GCC unroll 1
+    for (int u = 0; u < units; u++)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) {
+        const long row = u * TV + v * W;
+        const Fraction t = tanh_fraction(load(c_out + row));
+        store(h_out + row, t.n * reciprocal(load(y + (4 * u + 2) * TV + v * W) * t.d));
+      }
   }
 };
 

@@ -3,6 +3,7 @@
 #include "team.h"
 
 Team learned_optim_team = {};
+bool learned_optim_dot_products = true;
 
 extern const Table table_baseline;
 #if defined(WITH_X86)
@@ -43,6 +44,10 @@ EXPORT const char* learned_optim_sources() { return SOURCES_HASH; }
 EXPORT void learned_optim_set_team(const Team* team) {
   learned_optim_team = team ? *team : Team{};
 }
+
+// Whether the CPU's instructions for products of pairs are used where there are any, so that tests reach
+// what other CPUs do.
+EXPORT void learned_optim_set_dot_products(int used) { learned_optim_dot_products = used; }
 
 EXPORT int learned_optim_bptt(int level, const CellsArguments* cells, const BpttArguments* a) {
   return find(level)->bptt(cells, a);

@@ -134,7 +134,7 @@ struct Kept {
   float* tanh_c;      // H rows or null
 };
 
-// `Lstm::step`, keeping what the way back needs.
+// A unit of an `Lstm`, keeping what the way back needs.
 INLINE void unit_step_kept(vf yi, vf yf, vf yo, vf g_in, vf c, const Kept& out, long at,
                            long gates_at) {
   vf i = reciprocal(exp2_clamped(yi) + 1.0f), f = reciprocal(exp2_clamped(yf) + 1.0f);
@@ -179,9 +179,53 @@ INLINE const float* units_forward(const float* w, int j0, int hidden, int inputs
   return w + Cell::OWN * N_UNITS;
 }
 
+// The sums of a group of units alone, four rows of TV each.
+template <int N_UNITS>
+INLINE const float* units_sums(const float* w, int hidden, int inputs, const float* x, const float* h,
+                               float* y) {
+  constexpr int R = 4 * N_UNITS;
+  vf sums[R][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) sums[r][v] = set1(w[r]);
+  multiply<R>(w + R, x, inputs, sums);
+  multiply<R>(w + R * (1 + inputs), h, hidden, sums);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) store(y + r * TV + v * W, sums[r][v]);
+  return w + R * (1 + inputs + hidden);
+}
+
+// Cells that move many units at once.
+template <class Cell>
+constexpr bool IN_ROUNDS = false;
+template <>
+constexpr bool IN_ROUNDS<Lstm> = true;
+constexpr int TOGETHER = 8;  // so many
+
 struct Nothing {
   INLINE void operator()() const {}
 };
+
+// As `layer_forward`.
+template <class Cell, class Between>
+INLINE void rounds_forward(int hidden, int inputs, const float* packed, const float* x, const float* h,
+                           const float* c, const Kept& out, Between between) {
+  float y[4 * TOGETHER * TV];
+  for (int first = 0; first < hidden; first += TOGETHER) {
+    const int units = group_size(hidden - first, TOGETHER);
+    int j = 0;
+    for (; j + UNITS <= units; j += UNITS) {
+      between();
+      packed = units_sums<UNITS>(packed, hidden, inputs, x, h, y + 4 * j * TV);
+    }
+    for (; j < units; j++) packed = units_sums<1>(packed, hidden, inputs, x, h, y + 4 * j * TV);
+    const long row = first * (long)TV;
+    Cell::steps(units, y, c + row, out.c + row, out.h + row);
+  }
+}
 
 // One layer of one step. `x`: input rows; `h`, `c`: the layer's state before, H rows each. `between`
 // is called before each group of units.
@@ -189,13 +233,17 @@ template <class Cell, int H, bool KEEP, class Between = Nothing>
 INLINE void layer_forward(int hidden_, int inputs, const float* packed, const float* x,
                           const float* h, const float* c, const Kept& out, Between between = {}) {
   const int hidden = H ? H : hidden_;
-  int j = 0;
-  for (; j + GROUP<Cell> <= hidden; j += GROUP<Cell>) {
-    between();
-    packed = units_forward<Cell, GROUP<Cell>, KEEP>(packed, j, hidden, inputs, x, h, c, out);
+  if constexpr (IN_ROUNDS<Cell> && !KEEP) {
+    rounds_forward<Cell>(hidden, inputs, packed, x, h, c, out, between);
+  } else {
+    int j = 0;
+    for (; j + GROUP<Cell> <= hidden; j += GROUP<Cell>) {
+      between();
+      packed = units_forward<Cell, GROUP<Cell>, KEEP>(packed, j, hidden, inputs, x, h, c, out);
+    }
+    for (; j < hidden; j++)
+      packed = units_forward<Cell, 1, KEEP>(packed, j, hidden, inputs, x, h, c, out);
   }
-  for (; j < hidden; j++)
-    packed = units_forward<Cell, 1, KEEP>(packed, j, hidden, inputs, x, h, c, out);
 }
 
 INLINE void head_forward(const float* head, int hidden, const float* h, vf (&out)[V]) {

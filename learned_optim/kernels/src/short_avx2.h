@@ -1,10 +1,19 @@
 // What LSTMs in 16 bits are made of, on AVX2: 16 numbers in a register. `short_avx512.h` has the same
 // for AVX-512, and says what is what.
 #pragma once
+#include <cpuid.h>
+
 #include "short_tables.h"
 #include "storage.h"
 
 #define WITH_SHORT 1
+
+// Whether the assembler that comes with the compiler knows AVX-VNNI.
+#if defined(__clang__)
+#define WITH_VEX_DOT_PRODUCTS (__clang_major__ >= 12)
+#else
+#define WITH_VEX_DOT_PRODUCTS (__GNUC__ >= 11)
+#endif
 
 namespace {
 
@@ -13,7 +22,14 @@ typedef __m256i Lanes;  // each of 16 bits, all of them set or none
 
 constexpr int SUM_ROWS = 4;
 
-inline bool short_instructions() { return true; }
+inline bool has_dot_products() {
+#if WITH_VEX_DOT_PRODUCTS
+  unsigned a = 0, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+#else
+  return false;
+#endif
+}
 
 INLINE vs fill(short x) { return _mm256_set1_epi16(x); }
 INLINE vs times(vs a, vs b) { return _mm256_mulhrs_epi16(a, b); }
@@ -27,10 +43,17 @@ INLINE vs beside(vs a, vs b) { return _mm256_unpacklo_epi16(a, b); }
 INLINE vs beside_upper(vs a, vs b) { return _mm256_unpackhi_epi16(a, b); }
 INLINE vs shift_sums(vs x, int32_t bits) { return _mm256_sra_epi32(x, _mm_cvtsi32_si128(bits)); }
 
+template <bool DOT>
 INLINE void add_products(vs (&sums)[V], const vs* pairs, const int32_t* w) {
   const vs all = _mm256_set1_epi32(*w);
 #pragma GCC unroll 2
-  for (int v = 0; v < V; v++) sums[v] = _mm256_add_epi32(sums[v], _mm256_madd_epi16(pairs[v], all));
+  for (int v = 0; v < V; v++)
+#if WITH_VEX_DOT_PRODUCTS
+    if constexpr (DOT)
+      asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sums[v]) : "x"(pairs[v]), "x"(all));
+    else
+#endif
+      sums[v] = _mm256_add_epi32(sums[v], _mm256_madd_epi16(pairs[v], all));
 }
 
 // In a register of its own, and not seen through: GCC would make shifts and sums of its products.

@@ -1,4 +1,4 @@
-// What LSTMs in 16 bits are made of, on AVX-512 with VNNI: 32 numbers in a register. `short_avx2.h`
+// What LSTMs in 16 bits are made of, on AVX-512: 32 numbers in a register. `short_avx2.h`
 // has the same for AVX2.
 #pragma once
 #include "short_tables.h"
@@ -13,7 +13,8 @@ typedef __mmask32 Lanes;  // some of TV
 
 constexpr int SUM_ROWS = 8;  // rows of TV sums that share the registers
 
-inline bool short_instructions() { return __builtin_cpu_supports("avx512vnni"); }
+// Whether one instruction multiplies pairs and adds the products up (VNNI).
+inline bool has_dot_products() { return __builtin_cpu_supports("avx512vnni"); }
 
 INLINE vs fill(short x) { return _mm512_set1_epi16(x); }
 
@@ -35,12 +36,17 @@ INLINE vs beside_upper(vs a, vs b) { return _mm512_unpackhi_epi16(a, b); }
 
 INLINE vs shift_sums(vs x, int32_t bits) { return _mm512_sra_epi32(x, _mm_cvtsi32_si128(bits)); }
 
-// sums += a[0] * w[0] + a[1] * w[1] in each of TV lanes, `w` the same in all of them. In assembly: with
-// the intrinsic, GCC moves sixteen sums from register to register and to the stack all the time.
+// sums += a[0] * w[0] + a[1] * w[1] in each of TV lanes, `w` the same in all of them. DOT: by one
+// instruction, in assembly: with the intrinsic, GCC moves sixteen sums from register to register and to
+// the stack all the time.
+template <bool DOT>
 INLINE void add_products(vs (&sums)[V], const vs* pairs, const int32_t* w) {
 #pragma GCC unroll 2
   for (int v = 0; v < V; v++)
-    asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sums[v]) : "v"(pairs[v]), "m"(*w));
+    if constexpr (DOT)
+      asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sums[v]) : "v"(pairs[v]), "m"(*w));
+    else
+      sums[v] = _mm512_add_epi32(sums[v], _mm512_madd_epi16(pairs[v], _mm512_set1_epi32(*w)));
 }
 
 // Of arguments that are multiples of 2^-12; the sigmoid of twice its argument.

@@ -16,12 +16,20 @@
 #if defined(WITH_SHORT)
 #define APART __attribute__((noinline))  // so that all registers are its own
 
+extern bool learned_optim_dot_products;  // false: as on a CPU that has none
+
 namespace {
 
 inline bool short_fits(const Shape& shape, int state_type) {
   // One input is the gradient as it is, of any size.
-  return shape.cell == LSTM && shape.hidden % 2 == 0 && state_type == FLOAT16 && shape.inputs == 2 &&
-         short_instructions();
+  return shape.cell == LSTM && shape.hidden % 2 == 0 && state_type == FLOAT16 && shape.inputs == 2;
+}
+
+inline bool use_dot_products() {
+  static int has = -1;  // to ask the CPU takes microseconds
+  int known = __atomic_load_n(&has, __ATOMIC_RELAXED);
+  if (known < 0) __atomic_store_n(&has, known = has_dot_products(), __ATOMIC_RELAXED);
+  return known && learned_optim_dot_products;
 }
 
 // Multiples of 2^-15 in [-1, 1), 1 added, so that their 16 bits have no sign.
@@ -81,11 +89,12 @@ INLINE void read_pairs(int hidden, const uint16_t* h, vs* pairs) {
   }
 }
 
+template <bool DOT>
 INLINE void add_pairs(const int32_t* w, const vs* pairs, int count, vs (&sums)[SUM_ROWS][V]) {
 #pragma GCC unroll 2
   for (int k = 0; k < count; k++) {
 #pragma GCC unroll 8
-    for (int r = 0; r < SUM_ROWS; r++) add_products(sums[r], pairs + V * k, w + k * SHORT_ROWS + r);
+    for (int r = 0; r < SUM_ROWS; r++) add_products<DOT>(sums[r], pairs + V * k, w + k * SHORT_ROWS + r);
   }
 }
 
@@ -105,7 +114,7 @@ INLINE void begin_sums(const float* w, const float* x, vs (&sums)[SUM_ROWS][V]) 
 
 // What the activations see of all units, four rows of TV each. `x`: rows of TV floats, in the first
 // layer alone, where INPUTS is not 0.
-template <int H, int INPUTS>
+template <int H, int INPUTS, bool DOT>
 APART void short_sums(int hidden_, const ShortLayer& w, const float* x, const vs* pairs, vs* seen,
                       Ahead& ahead, int lines) {
   const int hidden = H ? H : hidden_, count = INPUTS ? hidden / 2 : hidden;
@@ -121,7 +130,7 @@ APART void short_sums(int hidden_, const ShortLayer& w, const float* x, const vs
       for (int r = 0; r < SUM_ROWS; r++)
 #pragma GCC unroll 2
         for (int v = 0; v < V; v++) sums[r][v] = fill_sums(w.bias[row + r]);
-    add_pairs(w.pairs + group * count + within, pairs, count, sums);
+    add_pairs<DOT>(w.pairs + group * count + within, pairs, count, sums);
 #pragma GCC unroll 8
     for (int r = 0; r < SUM_ROWS; r++) {
       const int32_t bits = w.shifts[row + r];
@@ -186,6 +195,15 @@ INLINE void short_outputs(int hidden, const Activations& at, const vs* seen, uin
   }
 }
 
+template <int H, int INPUTS>
+INLINE void short_sums(bool dot, int hidden, const ShortLayer& w, const float* x, const vs* pairs, vs* seen,
+                       Ahead& ahead, int lines) {
+  if (dot)
+    short_sums<H, INPUTS, true>(hidden, w, x, pairs, seen, ahead, lines);
+  else
+    short_sums<H, INPUTS, false>(hidden, w, x, pairs, seen, ahead, lines);
+}
+
 // Moves h and c of all units. Each is a chain of a hundred instructions that wait for each other: in
 // three rounds, so that the CPU sees several units' at a time.
 template <int H>
@@ -213,19 +231,20 @@ inline ShortScratch lay_out_short(const Shape& shape, Arena& arena) {
 // are finite stay so: c moves by at most 1 a step, and float16 rounds 65505 down.
 template <int H, int INPUTS>
 INLINE void short_step(const Shape& shape, const ShortCells& cells, const ShortScratch& scratch,
-                       const float* x, uint16_t* state, vf (&out)[V], Ahead& ahead, int lines) {
+                       const float* x, uint16_t* state, vf (&out)[V], bool dot, Ahead& ahead, int lines) {
   const int hidden = H ? H : shape.hidden;
   for (int layer = 0; layer < shape.layers; layer++) {
     uint16_t* h = state + 2 * layer * hidden * TV;
     read_pairs<H>(hidden, h, scratch.own);
+    const ShortLayer& w = cells.layer[layer];
     if (layer == 0)
-      short_sums<H, INPUTS>(hidden, cells.layer[0], x, scratch.own, scratch.seen, ahead, lines);
+      short_sums<H, INPUTS>(dot, hidden, w, x, scratch.own, scratch.seen, ahead, lines);
     else
-      short_sums<H, 0>(hidden, cells.layer[layer], nullptr, scratch.below, scratch.seen, ahead, lines);
+      short_sums<H, 0>(dot, hidden, w, nullptr, scratch.below, scratch.seen, ahead, lines);
     short_units<H>(hidden, scratch.seen, h, scratch.below);
   }
   vs sums[V] = {};
-  for (int k = 0; k < hidden / 2; k++) add_products(sums, scratch.below + V * k, cells.head + k);
+  for (int k = 0; k < hidden / 2; k++) add_products<false>(sums, scratch.below + V * k, cells.head + k);
 #pragma GCC unroll 2
   for (int v = 0; v < V; v++) out[v] = from_sums(sums[v]) * cells.head_scale + cells.head_bias;
 }

@@ -28,6 +28,7 @@ struct ShortTiles {
   const Update& job;
   const long rows;
   ShortUpdateScratch scratch;
+  const bool dot = use_dot_products();
   const int lines;  // to fetch with each group of rows of sums
   bool finite;      // all of the strip's state
 
@@ -102,7 +103,7 @@ struct ShortTiles {
     vi bad[V] = {};
     if (__builtin_expect(!finite, 0)) find_not_finite(index, bad);
     short_step<H, 2>(job.shape, *job.short_cells, scratch.tile, scratch.x + 2 * index * TV, at(index),
-                     step, ahead, lines);
+                     step, dot, ahead, lines);
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++) {
       step[v] = step[v] * job.a->scale;
