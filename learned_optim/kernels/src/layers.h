@@ -126,6 +126,19 @@ INLINE void multiply(const float* w, const float* in, int count, vf (&sums)[R][V
   }
 }
 
+// The sums of R rows: bias, input and state before. The weights behind theirs.
+template <int R>
+INLINE const float* sum_up(const float* w, int hidden, int inputs, const float* x, const float* h,
+                           vf (&sums)[R][V]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) sums[r][v] = set1(w[r]);
+  multiply<R>(w + R, x, inputs, sums);
+  multiply<R>(w + R * (1 + inputs), h, hidden, sums);
+  return w + R * (1 + inputs + hidden);
+}
+
 // Where the forward step of one layer leaves its results, rows of TV floats.
 struct Kept {
   float* h;           // H rows
@@ -155,13 +168,7 @@ INLINE const float* units_forward(const float* w, int j0, int hidden, int inputs
                                   const float* h, const float* c, const Kept& out) {
   constexpr int R = Cell::ROWS * N_UNITS;
   vf sums[R][V];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) sums[r][v] = set1(w[r]);
-  multiply<R>(w + R, x, inputs, sums);
-  multiply<R>(w + R * (1 + inputs), h, hidden, sums);
-  w += R * (1 + inputs + hidden);
+  w = sum_up<R>(w, hidden, inputs, x, h, sums);
 #pragma GCC unroll 8
   for (int u = 0; u < N_UNITS; u++)
 #pragma GCC unroll 8
@@ -185,17 +192,12 @@ INLINE const float* units_sums(const float* w, int hidden, int inputs, const flo
                                float* y) {
   constexpr int R = 4 * N_UNITS;
   vf sums[R][V];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) sums[r][v] = set1(w[r]);
-  multiply<R>(w + R, x, inputs, sums);
-  multiply<R>(w + R * (1 + inputs), h, hidden, sums);
+  w = sum_up<R>(w, hidden, inputs, x, h, sums);
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) store(y + r * TV + v * W, sums[r][v]);
-  return w + R * (1 + inputs + hidden);
+  return w;
 }
 
 // Cells that move many units at once.

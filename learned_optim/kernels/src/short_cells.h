@@ -74,7 +74,6 @@ INLINE void short_features(const LogSign& f, const float* grad, float* x) {
 }
 
 INLINE vf load_half(const uint16_t* p) { return from_float16(*(const vh_unaligned*)p); }
-INLINE void store_half(uint16_t* p, vf v) { *(vh_unaligned*)p = to_float16(v); }
 
 template <int H>
 INLINE void read_pairs(int hidden, const uint16_t* h, vs* pairs) {
@@ -227,8 +226,9 @@ inline ShortScratch lay_out_short(const Shape& shape, Arena& arena) {
   return scratch;
 }
 
-// Moves `state`, rows of TV float16; the output, before any scale. Numbers that
-// are finite stay so: c moves by at most 1 a step, and float16 rounds 65505 down.
+// Moves `state`, rows of TV float16; the output, before any scale. Numbers that are finite stay so: c
+// moves by at most 1 a step, and float16 rounds 65505 down. With each group of sums `lines` of `ahead`
+// are fetched.
 template <int H, int INPUTS>
 INLINE void short_step(const Shape& shape, const ShortCells& cells, const ShortScratch& scratch,
                        const float* x, uint16_t* state, vf (&out)[V], bool dot, Ahead& ahead, int lines) {
