@@ -2,6 +2,7 @@
 #   make demo    a network trained by LearnedOptimizer beside Adam, a table and a picture in demo/
 #   make test    the whole test suite
 #   make docs    the documentation, in build/docs/index.html
+#   make arm64   the compiled kernels as a 64-bit ARM has them, in an emulator (Linux)
 # Variables: PYTHON (>= 3.10), VENV, TORCH, DEMO_ARGS, PYTEST_ARGS.
 
 PYTHON ?= python3
@@ -15,16 +16,24 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := learned_optim benchmarks docs examples tests
+# Of kernels, but for those of their threads, which the emulator has none of.
+KERNEL_TESTS := $(filter-out %_threads.py,$(wildcard tests/test_kernels*.py)) \
+	tests/test_cpu_backend.py tests/test_half_state.py
 # Finished parts of long benchmarks, to go on from by hand after a break.
 PARTS := build/results
 
-.PHONY: demo test lint format docs results pages readme clean
+.PHONY: demo test arm64 lint format docs results pages readme clean
 
 demo: $(VENV)/.demo
 	$(BIN)/learned-optim demo $(DEMO_ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The kernels of a 64-bit ARM in an emulator, and whether they can be compiled for macOS.
+arm64: $(VENV)/.arm64
+	$(BIN)/python tests/arm64.py
+	PYTHONPATH=tests $(BIN)/python -m pytest -p arm64 -n 2 -k "not library" $(KERNEL_TESTS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff format --check $(SOURCES)
@@ -111,6 +120,10 @@ $(VENV)/.demo: $(VENV)/.torch $(PACKAGE)
 $(VENV)/.dev: $(VENV)/.torch $(PACKAGE)
 	$(PIP) install --quiet -e ".[dev]"
 	touch $@
+
+$(VENV)/.arm64: $(VENV)/.torch $(PACKAGE)
+	$(PIP) install --quiet -e ".[arm64]"
+	touch $(VENV)/.dev $@
 
 $(VENV)/.docs: $(VENV)/.torch $(PACKAGE)
 	$(PIP) install --quiet -e ".[docs]"

@@ -1,0 +1,230 @@
+"""The kernels of a 64-bit ARM, tested on a machine that is none: a plugin for pytest.
+
+    python tests/arm64.py                              # compiles them for Linux and macOS
+    python -m pytest -p arm64 tests/test_kernels.py    # with tests/ on PYTHONPATH, see `make arm64`
+
+clang (from the package ziglang) compiles the kernels for Linux on arm64, unicorn emulates the CPU,
+and `native.library()` gives a stand-in whose functions run there. The emulated CPU sees the memory
+of this process at its own addresses, so tensors, structs and tests are those of every other run.
+What such a run cannot show: times, and threads, as starting one always fails (which the kernels
+bear: they go on alone).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import os
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from learned_optim.kernels import build, native
+
+# By name, as an environment without them type-checks this file too.
+unicorn = importlib.import_module("unicorn")
+arm = importlib.import_module("unicorn.arm64_const")
+elf = importlib.import_module("elftools.elf.elffile")
+
+# Below 4 GB nothing of a 64-bit process lies, so the emulator's own memory does: the library, a
+# page of one instruction for each function that it imports, and a stack.
+LIBRARY, IMPORTS, STACK = 0x10000000, 0x60000000, 0x70000000
+LIBRARY_SIZE, IMPORTS_SIZE, STACK_SIZE = 1 << 26, 1 << 16, 1 << 20
+OWN = 1 << 32
+RETURNED = IMPORTS + IMPORTS_SIZE - 4096  # where a finished call goes back to
+RETURN = struct.pack("<I", 0xD65F03C0)
+USE_FLOATS = 3 << 20  # CPACR_EL1
+
+# Relocations, "ELF for the Arm 64-bit Architecture", 5.7.
+ABSOLUTE, DATA, FUNCTION, RELATIVE = 257, 1025, 1026, 1027
+
+NO_THREAD = 11  # EAGAIN
+
+
+def _c(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+    """A function of this process's C library."""
+    function = getattr(ctypes.CDLL(None), name)
+    function.restype, function.argtypes = result, arguments
+    return function
+
+
+_malloc = _c("malloc", ctypes.c_void_p, ctypes.c_size_t)
+_free = _c("free", None, ctypes.c_void_p)
+_memalign = _c("aligned_alloc", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)
+
+
+def _mappings() -> list[tuple[int, int]]:
+    """Start and end of all memory of this process that can be read."""
+    found = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        where, rights = line.split()[:2]
+        if "r" in rights:
+            start, end = where.split("-")
+            found.append((int(start, 16), int(end, 16)))
+    return found
+
+
+class Emulated:
+    """Looks like the `ctypes.CDLL` of the kernels; `learned_optim_*` run on an emulated CPU."""
+
+    def __init__(self, path: Path) -> None:
+        self._cpu = unicorn.Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
+        self._seen: list[tuple[int, int]] = []  # of this process, by the call that runs
+        self._imports: dict[int, str] = {}
+        for start, size in ((LIBRARY, LIBRARY_SIZE), (IMPORTS, IMPORTS_SIZE), (STACK, STACK_SIZE)):
+            self._cpu.mem_map(start, size)
+        with path.open("rb") as file:
+            self._load(elf.ELFFile(file))
+        self._cpu.hook_add(unicorn.UC_HOOK_CODE, self._imported, begin=IMPORTS, end=RETURNED - 1)
+        self._cpu.hook_add(unicorn.UC_HOOK_MEM_UNMAPPED, self._look_up)
+        self._cpu.reg_write(arm.UC_ARM64_REG_CPACR_EL1, USE_FLOATS)
+
+    def _load(self, library: Any) -> None:
+        for segment in library.iter_segments("PT_LOAD"):
+            self._cpu.mem_write(LIBRARY + segment["p_vaddr"], segment.data())
+        symbols = library.get_section_by_name(".dynsym")
+        self._exports = {s.name: LIBRARY + s["st_value"] for s in symbols.iter_symbols()}
+        for section in library.iter_sections("SHT_RELA"):
+            for entry in section.iter_relocations():
+                kind, value = entry["r_info_type"], LIBRARY
+                assert kind in (ABSOLUTE, DATA, FUNCTION, RELATIVE), kind
+                if kind != RELATIVE:
+                    symbol = symbols.get_symbol(entry["r_info_sym"])
+                    inside = self._exports[symbol.name] if symbol["st_value"] else None
+                    value = inside or self._import(symbol.name)
+                target = struct.pack("<Q", value + entry["r_addend"])
+                self._cpu.mem_write(LIBRARY + entry["r_offset"], target)
+
+    def _import(self, name: str) -> int:
+        """Where the library finds a function of that name."""
+        known = {other: address for address, other in self._imports.items()}
+        if name not in known:
+            known[name] = IMPORTS + 16 * len(self._imports)
+            self._imports[known[name]] = name
+            self._cpu.mem_write(known[name], RETURN)
+        return known[name]
+
+    def _look_up(self, cpu: Any, access: int, address: int, *_: object) -> bool:
+        """Show the emulated CPU the memory of this process that it asks for; False: none there."""
+        for start, end in _mappings():
+            if not start <= address < end:
+                continue
+            for other, other_end in self._seen:  # grown since then
+                if start < other_end <= address:
+                    start = other_end
+                if address < other < end:
+                    end = other
+            rights = unicorn.UC_PROT_READ | unicorn.UC_PROT_WRITE
+            cpu.mem_map_ptr(start, end - start, rights, start)
+            self._seen.append((start, end))
+            return True
+        return False
+
+    def _imported(self, cpu: Any, address: int, *_: object) -> None:
+        """Do what a function of the C library does, by this process's own."""
+        name = self._imports[address]
+        first, second, third = (cpu.reg_read(arm.UC_ARM64_REG_X0 + i) for i in range(3))
+        result = first
+        if name in ("expf", "log2"):
+            self._mathematics(name)
+            return
+        if name == "malloc":
+            result = _malloc(first)
+        elif name == "free":
+            _free(first)
+        elif name == "posix_memalign":
+            memory = _memalign(second, -(-third // second) * second)
+            self._write(first, struct.pack("<Q", memory or 0))
+            result = 0 if memory else 12
+        elif name in ("memcpy", "memmove"):
+            self._write(first, self._read(second, third))
+        elif name == "memset":
+            self._write(first, bytes([second & 255]) * third)
+        else:
+            assert name == "pthread_create", name
+            result = NO_THREAD
+        cpu.reg_write(arm.UC_ARM64_REG_X0, result)
+
+    def _mathematics(self, name: str) -> None:
+        single = name.endswith("f")
+        kind, code, bits = (ctypes.c_float, "f", "I") if single else (ctypes.c_double, "d", "Q")
+        register = arm.UC_ARM64_REG_S0 if single else arm.UC_ARM64_REG_D0
+        (value,) = struct.unpack(code, struct.pack(bits, self._cpu.reg_read(register)))
+        result = getattr(ctypes.CDLL("libm.so.6"), name)
+        result.restype = kind
+        (pattern,) = struct.unpack(bits, struct.pack(code, result(kind(value))))
+        self._cpu.reg_write(register, pattern)
+
+    def _read(self, address: int, size: int) -> bytes:
+        if address < OWN:
+            return bytes(self._cpu.mem_read(address, size)) if size else b""
+        return ctypes.string_at(address, size)
+
+    def _write(self, address: int, data: bytes) -> None:
+        if address >= OWN:
+            ctypes.memmove(address, data, len(data))
+        elif data:
+            self._cpu.mem_write(address, data)
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        if name not in self._exports:
+            raise AttributeError(name)
+        return functools.partial(self._call, self._exports[name])
+
+    def _call(self, function: int, *arguments: Any) -> int:
+        """With integers and `ctypes.byref`, as the kernels' functions take."""
+        for index, argument in enumerate(arguments):
+            value = ctypes.addressof(argument._obj) if hasattr(argument, "_obj") else argument or 0
+            self._cpu.reg_write(arm.UC_ARM64_REG_X0 + index, value)
+        self._cpu.reg_write(arm.UC_ARM64_REG_SP, STACK + STACK_SIZE - 4096)
+        self._cpu.reg_write(arm.UC_ARM64_REG_LR, RETURNED)
+        try:
+            self._cpu.emu_start(function, RETURNED)
+        finally:  # torch may give memory back to the system before the next call
+            for start, end in self._seen:
+                self._cpu.mem_unmap(start, end - start)
+            self._seen.clear()
+        return ctypes.c_int32(self._cpu.reg_read(arm.UC_ARM64_REG_X0) & 0xFFFFFFFF).value
+
+
+def compiled(target: str, machine: str, system: str) -> Path:
+    """The library for another machine, unless these sources have one already.
+
+    Args:
+        target: what the compiler calls it.
+        machine: as `platform.machine()` there.
+        system: as `sys.platform` there.
+    """
+    library = build.cache_folder() / f"{target}.so"
+    if not library.exists():
+        command = f"{sys.executable} -m ziglang c++ -target {target}"
+        with (
+            mock.patch.dict(os.environ, CXX=command),
+            mock.patch("platform.machine", return_value=machine),
+            mock.patch("sys.platform", system),
+        ):
+            build.build(library)
+    return library
+
+
+def linux() -> Path:
+    """What the tests run."""
+    return compiled("aarch64-linux-gnu", "aarch64", "linux")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def emulated_kernels() -> None:
+    """In place of this machine's own."""
+    emulated = Emulated(linux())
+    native._load = functools.cache(lambda: emulated)
+
+
+if __name__ == "__main__":
+    mac = compiled("aarch64-macos", "arm64", "darwin"), compiled("x86_64-macos", "x86_64", "darwin")
+    sys.stdout.write("\n".join(f"compiled {library}" for library in (linux(), *mac)) + "\n")
