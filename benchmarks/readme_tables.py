@@ -1,10 +1,10 @@
-"""Tables of the committed results, those of the README first: no number gets there by hand.
+"""Tables of the committed results, for the README and a page of all: no number by hand.
 
     python -m benchmarks.readme_tables            write them
     python -m benchmarks.readme_tables --check    exit with 1 if they are not up to date
 
-Reads `benchmarks/results/*.json`. The README has the tables of `HEADLINES`, and
-`benchmarks/results/README.md` all of them. Twelve kinds of files have a table: comparisons of
+Reads `benchmarks/results/*.json`. The README has the table of `benchmarks.overview`, and
+`benchmarks/results/README.md` has all others. Twelve kinds of files have a table: comparisons of
 `benchmarks.paper` (they hold `cases`), the demo's (`networks`), those of
 `benchmarks.generalization` (`summary`), `benchmarks.real_scale` (`parameters`), and those of
 `benchmarks.meta_training_throughput` (`headline`), `benchmarks.estimators` (`bowl`),
@@ -31,13 +31,14 @@ from benchmarks.default_headroom import by_horizon
 from benchmarks.default_headroom import table as gains
 from benchmarks.general.store import LABELS, MEAN, TOLD
 from benchmarks.markdown import markdown, number
+from benchmarks.overview import FILES, overview
 from benchmarks.results import RESULTS
 from benchmarks.short_runs import ENTRIES, LISTS, mean
 from benchmarks.statistics import summary
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 ALL = RESULTS / "README.md"
-# What a newcomer asks first, in that order.
+# What comes first on the page of all.
 HEADLINES = (
     "generalization_held_out",
     "generalization_domains",
@@ -314,6 +315,18 @@ def render(folder: Path = RESULTS, names: Sequence[str] = ()) -> str:
     return "\n\n".join(blocks) or NOTHING
 
 
+def for_the_readme(folder: Path = RESULTS) -> str:
+    """The overview and where its numbers come from; `NOTHING` where a file of it is missing."""
+    table = overview(folder)
+    if not table:
+        return NOTHING
+    paths = [folder / f"{name}.json" for name in FILES]
+    sources = [
+        provenance(json.loads(path.read_text(encoding="utf-8")), path.name) for path in paths
+    ]
+    return "\n\n".join([table, "<br>".join(sources)])
+
+
 def page() -> str:
     """All tables as a page in the folder of their files."""
     return f"{HEAD}\n{render().replace('](benchmarks/results/', '](')}\n"
@@ -337,7 +350,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing")
     check = parser.parse_args().check
     old = README.read_text(encoding="utf-8")
-    written = {README: replaced(old, render(names=HEADLINES)), ALL: page()}
+    written = {README: replaced(old, for_the_readme()), ALL: page()}
     for path, new in written.items():
         if not check:
             path.write_text(new, encoding="utf-8")

@@ -155,7 +155,7 @@ def _document(name: str) -> Callable[[], str]:
     """A document of the repository, its links to other documents turned into links to pages."""
 
     def read() -> str:
-        text = (ROOT / name).read_text(encoding="utf-8")
+        text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](../")
         return re.sub(r"\]\(([A-Z]+\.md)\)", _page, text)
 
     return read

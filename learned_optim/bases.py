@@ -9,7 +9,8 @@ Deviation from there: the covariances are not kept, only the bases and one eigen
 their vectors. Every `PERIOD`-th gradient turns them, all alike whatever their size. In the basis
 that is in use the covariance is nearly diagonal, so what lies beside the diagonal is news, and one
 QR of it with the eigenvalues on the diagonal (a step of the power iteration, as there) turns the
-basis towards it. That halves the memory and leaves out two products a step (DESIGN.md has figures).
+basis towards it. That halves the memory and leaves out two products a step
+(figures: docs/diary_default.md).
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def pays(rows: int, columns: int) -> bool:
 
     A basis costs memory and time like a square matrix of its side. In larger matrices and in more
     uneven ones orthogonalised steps (`matrices`) are as good or better, but for the layers behind
-    few inputs (DESIGN.md).
+    few inputs (docs/diary_default.md).
     """
     short, long = sorted((rows, columns))
     even = short > 1 and long <= MOST_UNEVEN * short

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.overview import FILES, RIVALS, USES
 from benchmarks.readme_tables import (
     ALL,
     BEGIN,
@@ -15,6 +16,7 @@ from benchmarks.readme_tables import (
     HEADLINES,
     NOTHING,
     README,
+    for_the_readme,
     page,
     render,
     replaced,
@@ -22,8 +24,10 @@ from benchmarks.readme_tables import (
 
 ROOT = README.parent
 DOCUMENTS = sorted(ROOT.glob("*.md"))
+PAGES = sorted((ROOT / "docs").glob("*.md"))  # links in them are for docs/check.py
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-MAKE = re.compile(r"\bmake ([a-z]+)")
+MAKE = re.compile(r"\bmake ([a-z0-9]+)")
+TARGET = re.compile(r"^([a-z0-9]+):", re.MULTILINE)
 # Words in backticks that look like a file of the repository.
 PATH = re.compile(r"`((?:learned_optim|benchmarks|tests|pretrained|rules)/[\w./-]+)`")
 COMMAND = re.compile(r"learned-optim ([a-z][a-z-]*)")
@@ -65,11 +69,12 @@ def test_a_broken_link_is_noticed():
     assert broken_links(text) == ["NONE.md", "#other"]
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*DOCUMENTS, *PAGES], ids=lambda path: path.name)
 def test_commands_and_files_that_are_mentioned_exist(path: Path):
     text = path.read_text(encoding="utf-8")
+    text = re.sub(r"^```.*$", "", text, flags=re.MULTILINE)
     code = "\n".join(re.findall(r"`[^`]+`|^ {4}.*$", text, flags=re.MULTILINE))
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(TARGET.findall((ROOT / "Makefile").read_text()))
     assert set(MAKE.findall(code)) <= targets
     for name in PATH.findall(text):
         base = ROOT / "learned_optim" if name.startswith("rules/") else ROOT
@@ -83,7 +88,7 @@ def test_commands_and_files_that_are_mentioned_exist(path: Path):
 def test_every_target_of_the_makefile_that_is_no_file_is_phony():
     text = (ROOT / "Makefile").read_text()
     phony = set(re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)[0].split())
-    assert phony == set(re.findall(r"^([a-z]+):", text, re.MULTILINE))
+    assert phony == set(TARGET.findall(text))
 
 
 def test_every_benchmark_is_run_anew_for_the_results():
@@ -103,11 +108,11 @@ def test_every_benchmark_is_run_anew_for_the_results():
 
 def test_the_tables_of_the_readme_are_those_of_the_results():
     text = README.read_text(encoding="utf-8")
-    assert replaced(text, render(names=HEADLINES)) == text, "run `make readme`"
+    assert replaced(text, for_the_readme()) == text, "run `make readme`"
     assert ALL.read_text(encoding="utf-8") == page(), "run `make readme`"
 
 
-def test_headlines_come_first_and_alone_in_the_readme(tmp_path: Path):
+def test_headlines_come_first(tmp_path: Path):
     for name in ("a", "short_runs", "generalization_held_out"):
         write(tmp_path, comparison({"sgd": 0.5, "learned": 0.2}), f"{name}.json")
     order = [
@@ -118,6 +123,23 @@ def test_headlines_come_first_and_alone_in_the_readme(tmp_path: Path):
         ["generalization_held_out", "short_runs"],
     ]
     assert "](short_runs.json)" in page()
+
+
+def test_the_overview_divides_by_the_best_rival(tmp_path: Path):
+    versus = {rival: {"ratio": 0.5, "interval_95": [0.4, 0.6], "problems": 3} for rival in RIVALS}
+    judged = {"rule" + end: {"versus": versus} for end in USES}
+    for name in FILES[:-1]:
+        write(tmp_path, {"summary": judged}, f"{name}.json")
+    assert for_the_readme(tmp_path) == NOTHING
+    losses = {"default": 1.0, "default_told": 0.8, "adamw_1": 4.0, "adamw_2": 2.0, "muon_1": 1.6}
+    runs = {key: {"final_loss": loss} for key, loss in (losses | {"prodigy": 5.0}).items()}
+    write(tmp_path, {"parameters": 5e6, "runs": runs}, "real_scale.json")
+    rows = [line for line in for_the_readme(tmp_path).splitlines() if line.startswith("|")][2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert len(cells) == 3 * 3 + 2
+    assert cells[0] == ["3 held-out problems", "as it is", *(["0.5 (0.4 to 0.6)"] * 4)]
+    assert cells[-2][2:] == ["", "0.5", "0.625", "0.2"]
+    assert cells[-1][2:] == ["", "0.4", "0.5", "0.16"]
 
 
 def comparison(entries: dict[str, float], paper: dict[str, float] | None = None) -> dict:

@@ -7,7 +7,7 @@ which steps relative to a tensor's scale get stuck: bottlenecks whose ReLUs die,
 rescaled, convex problems that start at zero. `fine_tuning`: networks of the held-out families that
 were trained before, on other data (`benchmarks.general.fine_tuning`). `domains`: kinds of problem
 that none of these have (`benchmarks.general.domains`), drawn up before the rule had seen any; since
-then `word_vectors` has had a say in the rule (DESIGN.md), the other nine have not.
+then `word_vectors` has had a say in the rule (docs/diary_default.md), the other nine have not.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ a multiple of the root mean square before it (gradient clipping: Pascanu et al.,
 of training recurrent neural networks", 2013; by the norms before it, tensor by tensor: Wang et al.,
 "AdaGC: enhancing LLM pretraining stability via adaptive gradient clipping", 2025). Deviation from
 both: the second moment sees all of it. What that remembers of a rare gradient keeps the steps after
-it short, which is for the better: clipped there alone, what can be fitted ends higher (DESIGN.md).
-And it follows whatever comes, where a mean of clipped squares would fall behind gradients that come
-rarely or have grown for good.
+it short, which is for the better: clipped there alone, what can be fitted ends higher
+(docs/diary_default.md). And it follows whatever comes, where a mean of clipped squares would fall
+behind gradients that come rarely or have grown for good.
 """
 
 from __future__ import annotations

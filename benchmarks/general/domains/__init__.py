@@ -1,7 +1,7 @@
 """Kinds of problem that no list of families has, one a file: other losses, other gradients.
 
 Nothing of `default` was chosen by them, but for word vectors, which showed a weakness and had a say
-in what mended it (DESIGN.md). Each is as its paper has it, but small.
+in what mended it (docs/diary_default.md). Each is as its paper has it, but small.
 """
 
 from benchmarks.general.domains.adding import Adding
