@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent / "src"
@@ -85,19 +86,26 @@ def _run(command: list[str]) -> None:
         raise BuildError(f"{shlex.join(command)} failed:\n{done.stderr[-2000:].strip()}")
 
 
-def _compile(compiler: list[str], folder: Path) -> Path:
+def _commands(compiler: list[str], folder: Path) -> dict[Path, list[str]]:
+    """What makes each object file; none needs another."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    levels = {"baseline": [], **(_X86_LEVELS if x86 else {})}
-    objects = []
-    for name, flags in levels.items():
-        objects.append(str(folder / f"{name}.o"))
-        source = str(SOURCES / "kernels.cpp")
-        define = f"-DTABLE=table_{name}"
-        _run([*compiler, *_FLAGS, *flags, define, "-c", source, "-o", objects[-1]])
-    defines = [f'-DSOURCES_HASH="{sources_hash()}"', *(["-DWITH_X86"] if x86 else [])]
-    objects.append(str(folder / "dispatch.o"))
-    source = str(SOURCES / "dispatch.cpp")
-    _run([*compiler, *_FLAGS, *defines, "-c", source, "-o", objects[-1]])
+    dispatch = [f'-DSOURCES_HASH="{sources_hash()}"', *(["-DWITH_X86"] if x86 else [])]
+    parts = {"dispatch": ("dispatch.cpp", dispatch)}
+    for name, flags in {"baseline": [], **(_X86_LEVELS if x86 else {})}.items():
+        parts[name] = ("kernels.cpp", [*flags, f"-DTABLE=table_{name}"])
+    commands = {}
+    for name, (source, flags) in parts.items():
+        target = folder / f"{name}.o"
+        files = ["-c", str(SOURCES / source), "-o", str(target)]
+        commands[target] = [*compiler, *_FLAGS, *flags, *files]
+    return commands
+
+
+def _compile(compiler: list[str], folder: Path) -> Path:
+    commands = _commands(compiler, folder)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a compiler for each instruction set
+        list(pool.map(_run, commands.values()))
+    objects = [str(target) for target in commands]
     library = folder / LIBRARY
     drop_unused = ["-Wl,--as-needed"] if sys.platform == "linux" else []
     _run([*compiler, "-shared", *objects, "-o", str(library), "-pthread", *drop_unused])

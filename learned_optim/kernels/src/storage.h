@@ -24,6 +24,9 @@ INLINE vh to_float16(vf v) { return (vh)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO
 #elif defined(__AVX2__)
 INLINE vf from_float16(vh v) { return (vf)_mm256_cvtph_ps((__m128i)v); }
 INLINE vh to_float16(vf v) { return (vh)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
+#elif defined(__aarch64__)
+INLINE vf from_float16(vh v) { return (vf)vcvt_f32_f16((float16x4_t)v); }
+INLINE vh to_float16(vf v) { return (vh)vcvt_f16_f32((float32x4_t)v); }
 #else
 // Exponents are rebiased in the integer; numbers below 2^-14, which float16 keeps without a
 // leading one, get one from a float added or taken off.

@@ -7,6 +7,8 @@
 #include <string.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define INLINE inline __attribute__((always_inline))
@@ -57,8 +59,15 @@ INLINE vf sign(vf x) {
   return from_bits(one & (vi)(x > 0.0f)) - from_bits(one & (vi)(x < 0.0f));
 }
 
-// x inside [low, high]; NaN stays NaN (the second operand wins a comparison that is false).
-INLINE vf clamp(vf x, float low, float high) { return vmin(set1(high), vmax(set1(low), x)); }
+// x inside [low, high]; NaN stays NaN (the second operand wins a comparison that is false; NEON gives
+// NaN where either is).
+INLINE vf clamp(vf x, float low, float high) {
+#if defined(__aarch64__)
+  return (vf)vminq_f32((float32x4_t)set1(high), vmaxq_f32((float32x4_t)set1(low), (float32x4_t)x));
+#else
+  return vmin(set1(high), vmax(set1(low), x));
+#endif
+}
 
 // 1 / d for 2^-126 < d < 2^126, to the last bit or two: a guess and one Newton step are three
 // times as fast as a division.
@@ -76,6 +85,8 @@ INLINE vf reciprocal_root(vf d) {
 #if defined(__AVX2__)
   vf r = reciprocal_root_guess(d);
   return r * (1.5f - (0.5f * d * r) * r);
+#elif defined(__aarch64__)
+  return 1.0f / (vf)vsqrtq_f32((float32x4_t)d);
 #else
   vf r;
   for (int i = 0; i < W; i++) r[i] = 1.0f / __builtin_sqrtf(d[i]);
@@ -88,6 +99,8 @@ INLINE bool any_lane(vi mask) {  // lanes are 0 or -1
   return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
 #elif defined(__AVX2__)
   return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#elif defined(__aarch64__)
+  return vmaxvq_u32((uint32x4_t)mask) != 0;
 #else
   int32_t any = 0;
   for (int i = 0; i < W; i++) any |= mask[i];
