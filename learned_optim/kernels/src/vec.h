@@ -15,17 +15,16 @@
 
 namespace {
 
+// Lanes; hidden units whose gates share the registers; vectors in a tile: 4 * UNITS * V sums.
 #if defined(__AVX512F__)
-constexpr int W = 16;
-constexpr int UNITS = 2;  // hidden units whose gates share the registers: 4 * UNITS * V sums
+constexpr int W = 16, UNITS = 2, V = 2;
 #elif defined(__AVX2__)
-constexpr int W = 8;
-constexpr int UNITS = 1;
+constexpr int W = 8, UNITS = 1, V = 2;
+#elif defined(__aarch64__)
+constexpr int W = 4, UNITS = 1, V = 4;  // 32 registers, as AVX-512 has
 #else
-constexpr int W = 4;
-constexpr int UNITS = 1;
+constexpr int W = 4, UNITS = 1, V = 2;
 #endif
-constexpr int V = 2;       // vectors in a tile
 constexpr int TV = V * W;  // coordinates in a tile
 
 typedef float vf __attribute__((vector_size(4 * W)));
