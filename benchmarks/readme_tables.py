@@ -19,7 +19,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -302,16 +302,20 @@ TABLES = {
 }
 
 
-def render(folder: Path = RESULTS, names: Sequence[str] = ()) -> str:
-    """The tables of these files in that order, or of all, the headlines first, the rest by name."""
+def render(folder: Path = RESULTS, level: int = 2) -> str:
+    """The tables of all files, the headlines first, the rest by name.
+
+    Each has a heading of that level, the name of its file in words.
+    """
     files = {path.stem: path for path in sorted(folder.glob("*.json"))}
-    wanted = names or dict.fromkeys([*HEADLINES, *files])
+    wanted = dict.fromkeys([*HEADLINES, *files])
     blocks = []
     for path in (files[name] for name in wanted if name in files):
         content = json.loads(path.read_text(encoding="utf-8"))
         table = table_of(content)
         if table:
-            blocks.append(f"{table}\n\n{provenance(content, path.name)}")
+            title = f"{'#' * level} {path.stem.replace('_', ' ').capitalize()}"
+            blocks.append(f"{title}\n\n{table}\n\n{provenance(content, path.name)}")
     return "\n\n".join(blocks) or NOTHING
 
 

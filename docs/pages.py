@@ -70,8 +70,8 @@ def _code(text: str) -> str:
 
 
 def evidence() -> str:
-    """The README's tables; their links lead to files that are not on the site."""
-    return re.sub(r"\[(`[^`]+`)\]\([^)]*\)", r"\1", render())
+    """All tables; their links lead to files that are not on the site."""
+    return re.sub(r"\[(`[^`]+`)\]\([^)]*\)", r"\1", render(level=3))
 
 
 def pictures() -> str:
