@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import mmap
 import os
 import struct
 import sys
@@ -34,12 +35,9 @@ unicorn = importlib.import_module("unicorn")
 arm = importlib.import_module("unicorn.arm64_const")
 elf = importlib.import_module("elftools.elf.elffile")
 
-# Below 4 GB nothing of a 64-bit process lies, so the emulator's own memory does: the library, a
-# page of one instruction for each function that it imports, and a stack.
-LIBRARY, IMPORTS, STACK = 0x10000000, 0x60000000, 0x70000000
-LIBRARY_SIZE, IMPORTS_SIZE, STACK_SIZE = 1 << 26, 1 << 16, 1 << 20
-OWN = 1 << 32
-RETURNED = IMPORTS + IMPORTS_SIZE - 4096  # where a finished call goes back to
+# Bytes of the emulator's own memory: the library, an instruction for each function that it imports,
+# and a stack. It is memory of this process too, at the same addresses: nothing else lies there.
+LIBRARY, IMPORTS, STACK = 1 << 26, 1 << 16, 1 << 20
 RETURN = struct.pack("<I", 0xD65F03C0)
 USE_FLOATS = 3 << 20  # CPACR_EL1
 
@@ -72,44 +70,53 @@ def _mappings() -> list[tuple[int, int]]:
     return found
 
 
+def _write(address: int, data: bytes) -> None:
+    ctypes.memmove(address, data, len(data))
+
+
 class Emulated:
     """Looks like the `ctypes.CDLL` of the kernels; `learned_optim_*` run on an emulated CPU."""
 
     def __init__(self, path: Path) -> None:
         self._cpu = unicorn.Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
-        self._seen: list[tuple[int, int]] = []  # of this process, by the call that runs
+        self._memory = mmap.mmap(-1, LIBRARY + IMPORTS + STACK)
+        self._library = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self._stack = self._library + LIBRARY + IMPORTS + STACK  # where it begins, downwards
+        self._returned = self._library + LIBRARY  # where a finished call goes back to
         self._imports: dict[int, str] = {}
-        for start, size in ((LIBRARY, LIBRARY_SIZE), (IMPORTS, IMPORTS_SIZE), (STACK, STACK_SIZE)):
-            self._cpu.mem_map(start, size)
+        own = self._library, self._stack
+        self._seen = [own]  # of this process, by the emulated CPU, in the call that runs
+        self._cpu.mem_map_ptr(own[0], own[1] - own[0], unicorn.UC_PROT_ALL, own[0])
         with path.open("rb") as file:
             self._load(elf.ELFFile(file))
-        self._cpu.hook_add(unicorn.UC_HOOK_CODE, self._imported, begin=IMPORTS, end=RETURNED - 1)
+        first, last = self._returned + 1, self._returned + IMPORTS - 1
+        self._cpu.hook_add(unicorn.UC_HOOK_CODE, self._imported, begin=first, end=last)
         self._cpu.hook_add(unicorn.UC_HOOK_MEM_UNMAPPED, self._look_up)
         self._cpu.reg_write(arm.UC_ARM64_REG_CPACR_EL1, USE_FLOATS)
 
     def _load(self, library: Any) -> None:
         for segment in library.iter_segments("PT_LOAD"):
-            self._cpu.mem_write(LIBRARY + segment["p_vaddr"], segment.data())
+            _write(self._library + segment["p_vaddr"], segment.data())
         symbols = library.get_section_by_name(".dynsym")
-        self._exports = {s.name: LIBRARY + s["st_value"] for s in symbols.iter_symbols()}
+        self._exports = {s.name: self._library + s["st_value"] for s in symbols.iter_symbols()}
         for section in library.iter_sections("SHT_RELA"):
             for entry in section.iter_relocations():
-                kind, value = entry["r_info_type"], LIBRARY
+                kind, value = entry["r_info_type"], self._library
                 assert kind in (ABSOLUTE, DATA, FUNCTION, RELATIVE), kind
                 if kind != RELATIVE:
                     symbol = symbols.get_symbol(entry["r_info_sym"])
                     inside = self._exports[symbol.name] if symbol["st_value"] else None
                     value = inside or self._import(symbol.name)
                 target = struct.pack("<Q", value + entry["r_addend"])
-                self._cpu.mem_write(LIBRARY + entry["r_offset"], target)
+                _write(self._library + entry["r_offset"], target)
 
     def _import(self, name: str) -> int:
         """Where the library finds a function of that name."""
         known = {other: address for address, other in self._imports.items()}
         if name not in known:
-            known[name] = IMPORTS + 16 * len(self._imports)
+            known[name] = self._returned + 16 * (1 + len(self._imports))
             self._imports[known[name]] = name
-            self._cpu.mem_write(known[name], RETURN)
+            _write(known[name], RETURN)
         return known[name]
 
     def _look_up(self, cpu: Any, access: int, address: int, *_: object) -> bool:
@@ -117,7 +124,7 @@ class Emulated:
         for start, end in _mappings():
             if not start <= address < end:
                 continue
-            for other, other_end in self._seen:  # grown since then
+            for other, other_end in self._seen:  # beside it, or the same, which has grown
                 if start < other_end <= address:
                     start = other_end
                 if address < other < end:
@@ -142,12 +149,12 @@ class Emulated:
             _free(first)
         elif name == "posix_memalign":
             memory = _memalign(second, -(-third // second) * second)
-            self._write(first, struct.pack("<Q", memory or 0))
+            _write(first, struct.pack("<Q", memory or 0))
             result = 0 if memory else 12
         elif name in ("memcpy", "memmove"):
-            self._write(first, self._read(second, third))
+            ctypes.memmove(first, second, third)
         elif name == "memset":
-            self._write(first, bytes([second & 255]) * third)
+            ctypes.memset(first, second & 255, third)
         else:
             assert name == "pthread_create", name
             result = NO_THREAD
@@ -163,17 +170,6 @@ class Emulated:
         (pattern,) = struct.unpack(bits, struct.pack(code, result(kind(value))))
         self._cpu.reg_write(register, pattern)
 
-    def _read(self, address: int, size: int) -> bytes:
-        if address < OWN:
-            return bytes(self._cpu.mem_read(address, size)) if size else b""
-        return ctypes.string_at(address, size)
-
-    def _write(self, address: int, data: bytes) -> None:
-        if address >= OWN:
-            ctypes.memmove(address, data, len(data))
-        elif data:
-            self._cpu.mem_write(address, data)
-
     def __getattr__(self, name: str) -> Callable[..., int]:
         if name not in self._exports:
             raise AttributeError(name)
@@ -184,14 +180,14 @@ class Emulated:
         for index, argument in enumerate(arguments):
             value = ctypes.addressof(argument._obj) if hasattr(argument, "_obj") else argument or 0
             self._cpu.reg_write(arm.UC_ARM64_REG_X0 + index, value)
-        self._cpu.reg_write(arm.UC_ARM64_REG_SP, STACK + STACK_SIZE - 4096)
-        self._cpu.reg_write(arm.UC_ARM64_REG_LR, RETURNED)
+        self._cpu.reg_write(arm.UC_ARM64_REG_SP, self._stack)
+        self._cpu.reg_write(arm.UC_ARM64_REG_LR, self._returned)
         try:
-            self._cpu.emu_start(function, RETURNED)
+            self._cpu.emu_start(function, self._returned)
         finally:  # torch may give memory back to the system before the next call
-            for start, end in self._seen:
+            for start, end in self._seen[1:]:
                 self._cpu.mem_unmap(start, end - start)
-            self._seen.clear()
+            del self._seen[1:]
         return ctypes.c_int32(self._cpu.reg_read(arm.UC_ARM64_REG_X0) & 0xFFFFFFFF).value
 
 
