@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.general.store import LABELS, MEAN, TOLD
-from benchmarks.markdown import markdown, number
+from benchmarks.markdown import markdown, number, with_interval
 
-LISTS = {
+# Weights were chosen on one more list, so that has no table.
+PROBLEMS = {
     "held_out": "held-out problems",
     "domains": "problems of other kinds",
     "fine_tuning": "networks trained before",
 }
-FILES = (*(f"generalization_{name}" for name in LISTS), "real_scale")
+FILES = (*(f"generalization_{name}" for name in PROBLEMS), "real_scale")
 USES = {"": "as it is", MEAN: "within `averaged()`", TOLD: "`total_steps` told"}
 RIVALS = ("adam", "adamw_cosine", "muon_cosine", "prodigy")
 # Of `benchmarks.real_scale`: the runs of a rival begin like this.
@@ -34,7 +35,7 @@ def overview(folder: Path) -> str:
     content = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items()}
     rows = [
         row
-        for name, title in LISTS.items()
+        for name, title in PROBLEMS.items()
         for row in _of_list(content[f"generalization_{name}"], title)
     ]
     header = ["Final training loss of `default`, divided by that of", ""]
@@ -47,11 +48,8 @@ def _of_list(content: Mapping[str, Any], title: str) -> Iterator[list[str]]:
     for end, use in USES.items():
         against = content["summary"]["rule" + end]["versus"]
         first = "" if end else f"{against['adam']['problems']} {title}"
-        cells = []
-        for rival in RIVALS:
-            low, high = (number(value) for value in against[rival]["interval_95"])
-            cells.append(f"{number(against[rival]['ratio'])} ({low} to {high})")
-        yield [first, use, *cells]
+        pairs = [against[rival] for rival in RIVALS]
+        yield [first, use, *(with_interval(pair["ratio"], pair["interval_95"]) for pair in pairs)]
 
 
 def _at_scale(content: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -30,8 +30,8 @@ from benchmarks.default_bases import column, kinds
 from benchmarks.default_headroom import by_horizon
 from benchmarks.default_headroom import table as gains
 from benchmarks.general.store import LABELS, MEAN, TOLD
-from benchmarks.markdown import markdown, number
-from benchmarks.overview import FILES, overview
+from benchmarks.markdown import markdown, number, with_interval
+from benchmarks.overview import FILES, PROBLEMS, overview
 from benchmarks.results import RESULTS
 from benchmarks.short_runs import ENTRIES, LISTS, mean
 from benchmarks.statistics import summary
@@ -104,7 +104,6 @@ def comparison_rows(content: Mapping[str, Any]) -> Iterator[list[str]]:
                 continue
             learned = entries[key]
             best = ranked["best_baseline"]
-            low, high = (number(value) for value in learned["ratio"]["interval_95"])
             others = [
                 number(values["ratio"]["mean"])
                 for entry, values in sorted(entries.items())
@@ -115,7 +114,7 @@ def comparison_rows(content: Mapping[str, Any]) -> Iterator[list[str]]:
                 f"{case['title']}, {case['steps']} steps{suffix}{KINDS.get(key, '')}",
                 number(learned["mean"]),
                 f"{number(ranked['entries'][best]['mean'])} ({BASELINES[best].label})",
-                f"{number(learned['ratio']['mean'])} ({low} to {high})",
+                with_interval(learned["ratio"]["mean"], learned["ratio"]["interval_95"]),
                 ", ".join(others) or "-",
                 "-" if paper is None else number(paper),
             ]
@@ -153,14 +152,6 @@ def digits(content: Mapping[str, Any]) -> str:
     return markdown(header, rows)
 
 
-# By lists of problems. Weights were chosen on one more, so that has no table.
-PROBLEMS = {
-    "held_out": "held-out problems",
-    "domains": "problems of other kinds",
-    "fine_tuning": "networks that were trained before",
-}
-
-
 def generalization(content: Mapping[str, Any]) -> str:
     """The table of `benchmarks.generalization`."""
     if content["split"] not in PROBLEMS:
@@ -187,8 +178,7 @@ def generalization(content: Mapping[str, Any]) -> str:
 
 
 def _pair(pair: Mapping[str, Any]) -> tuple[str, str]:
-    low, high = (number(value) for value in pair["interval_95"])
-    return f"{number(pair['ratio'])} ({low} to {high})", f"{pair['wins']:.0%}"
+    return with_interval(pair["ratio"], pair["interval_95"]), f"{pair['wins']:.0%}"
 
 
 def real_scale(content: Mapping[str, Any]) -> str:

@@ -27,28 +27,28 @@ struct Arena {
 
 #if defined(__SSE__)
 constexpr unsigned FLUSH = 0x8040;  // results and operands, MXCSR
-INLINE unsigned rounding_mode() { return _mm_getcsr(); }
-INLINE void set_rounding_mode(unsigned mode) { _mm_setcsr(mode); }
+INLINE unsigned float_control() { return _mm_getcsr(); }
+INLINE void set_float_control(unsigned control) { _mm_setcsr(control); }
 #elif defined(__aarch64__)
 constexpr uint64_t FLUSH = 1 << 24;  // both, FPCR
-INLINE uint64_t rounding_mode() {
-  uint64_t mode;
-  asm volatile("mrs %0, fpcr" : "=r"(mode));
-  return mode;
+INLINE uint64_t float_control() {
+  uint64_t control;
+  asm volatile("mrs %0, fpcr" : "=r"(control));
+  return control;
 }
-INLINE void set_rounding_mode(uint64_t mode) { asm volatile("msr fpcr, %0" ::"r"(mode)); }
+INLINE void set_float_control(uint64_t control) { asm volatile("msr fpcr, %0" ::"r"(control)); }
 #else
 constexpr int FLUSH = 0;
-INLINE int rounding_mode() { return 0; }
-INLINE void set_rounding_mode(int) {}
+INLINE int float_control() { return 0; }
+INLINE void set_float_control(int) {}
 #endif
 
 // Subnormal results cost over a hundred cycles each and mean nothing here: flushed to zero while
 // a kernel runs, as vanishing gates' gradients produce many.
 struct FlushSubnormals {
-  const decltype(rounding_mode()) before = rounding_mode();
-  FlushSubnormals() { set_rounding_mode(before | FLUSH); }
-  ~FlushSubnormals() { set_rounding_mode(before); }
+  const decltype(float_control()) before = float_control();
+  FlushSubnormals() { set_float_control(before | FLUSH); }
+  ~FlushSubnormals() { set_float_control(before); }
 };
 
 // Chunks that one thread begins with; others take over what it has not got to.
