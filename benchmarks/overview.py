@@ -18,7 +18,7 @@ from benchmarks.markdown import markdown, number, with_interval
 PROBLEMS = {
     "held_out": "held-out problems",
     "domains": "problems of other kinds",
-    "fine_tuning": "networks trained before",
+    "fine_tuning": "networks that were trained before",
 }
 FILES = (*(f"generalization_{name}" for name in PROBLEMS), "real_scale")
 USES = {"": "as it is", MEAN: "within `averaged()`", TOLD: "`total_steps` told"}
