@@ -121,12 +121,13 @@ def lstm(x: Tensor, state: Tensor, weights: CellWeights) -> tuple[Tensor, Tensor
     """
     h, c = state.chunk(2, dim=-2)
     gates, size = _gates(x, h, weights), c.shape[-2]
-    # With g = 2 s - 1, see `_tanh`, i g = 2 i s - i, and likewise o tanh(c): no pass but what the
-    # sums take. In place are only results that no derivative needs.
-    gates.narrow(-2, 3 * size, size).mul_(2)
+    # tanh(g) = 1 - 2 s with s = sigmoid(-2 g), see `_tanh`, so that i tanh(g) = i - 2 i s, and
+    # likewise o tanh(c): one pass over the memory. In place are only results that no derivative
+    # needs.
+    gates.narrow(-2, 3 * size, size).mul_(-2)
     i, f, o, s = gates.sigmoid_().chunk(4, dim=-2)
-    c = torch.addcmul(f * c - i, i, s, value=2)
-    h = torch.addcmul(-o, o, torch.sigmoid(2 * c), value=2)
+    c = torch.addcmul(torch.addcmul(i, f, c), i, s, value=-2)
+    h = torch.addcmul(o, o, (-2 * c).sigmoid_(), value=-2)
     return h, torch.cat((h, c), dim=-2)
 
 

@@ -32,11 +32,8 @@ def log_sign(grad: Tensor, p: float = 10.0, widths: Tensor | None = None) -> Ten
     Reference: Andrychowicz et al., "Learning to learn by gradient descent by gradient descent",
     2016, appendix A, https://arxiv.org/abs/1606.04474
     """
-    # The clamp keeps log() finite at g = 0; those entries take the second branch anyway.
-    log_ratio = grad.abs().clamp_min(torch.finfo(grad.dtype).tiny).log() / p
-    small = log_ratio < -1.0
-    magnitude = log_ratio.clamp_min(-1.0)
-    direction = torch.where(small, grad * math.exp(p), grad.sign())
+    magnitude = grad.abs().clamp_min(math.exp(-p)).log() / p
+    direction = (grad * math.exp(p)).clamp(-1.0, 1.0)
     values = torch.stack((magnitude, direction), dim=-2)
     if widths is None:
         return values

@@ -364,10 +364,10 @@ def test_temporaries_are_as_large_as_a_block_not_as_the_tensor():
 @pytest.mark.parametrize(
     ("rule", "block"),
     [
-        (L2L(layers=2, hidden=20), 1536),
-        (L2L(layers=1, hidden=8), 4096),
-        (L2L(layers=1, hidden=4), 8192),
-        (RULES["adam"], 16384),
+        (L2L(layers=2, hidden=20), 2048),
+        (L2L(layers=1, hidden=8), 8192),
+        (L2L(layers=1, hidden=4), 16384),
+        (RULES["adam"], 32768),
     ],
     ids=str,
 )

@@ -5,11 +5,11 @@ a block, large ones are cut. So every temporary is as large as a block and stays
 and the allocator hands the same few buffers out again. A block that lies inside one tensor is
 read where it is; one that spans several is gathered into a workspace first.
 
-Measured (a million float32 coordinates, one thread): two layers of 20 are fastest at 2048 to 8192
-coordinates a block, one of 8 or 4 at 8192 to 16384, where a block's operations outweigh their
-calls; one block for all costs two layers of 20 three times as much. Half of the best size costs
-smaller rules a fifth and keeps a step's temporaries at 2 to 3 MB; two layers of 20 take 3 to 5 with
-1536 a block, 4 % slower than the fastest.
+Measured (five million float32 coordinates, one thread of a Zen 5): two layers of 20 are fastest at
+2560 to 8192 coordinates a block, one of 8 or 4 from 12288 on, the practical rule without networks
+from 49152 on, as a block's operations must outweigh their calls. Half of that costs 6 to 20 % and
+keeps a step's temporaries at 3 to 4 MB, for one layer of 4 up to 6: by count they are two to three
+times the state of a block, and what torch's allocator loses between pieces is as much again.
 Reading in place saves a seventh against gathering every block.
 """
 
@@ -36,8 +36,8 @@ from learned_optim.rules import Coordinates, State, UpdateRule
 from learned_optim.rules.deferral import defer
 
 # On a CPU: numbers of state in a block, and the least and most coordinates.
-CPU_STATE = 1 << 16
-CPU_BLOCKS = (1536, 16384)
+CPU_STATE = 1 << 17
+CPU_BLOCKS = (2048, 32768)
 # Other devices: long enough to hide the launches, short enough to bound the temporaries (about
 # 1 KiB a coordinate for two layers of 20).
 DEVICE_BLOCK = 1 << 17
