@@ -19,6 +19,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 import safetensors.torch
 import torch
 
+from learned_optim.errors import WeightsError as WeightsError
 from learned_optim.rules import RULES, UpdateRule, Weights
 
 FORMAT_VERSION = 1
@@ -30,10 +31,6 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _REQUIRED_KEYS = ("format_version", "name", "rule", "config", "weights_sha256")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-
-
-class WeightsError(RuntimeError):
-    """The files of a rule were found but must not be used; the message names the failed check."""
 
 
 def _refuse_constant(text: str) -> NoReturn:

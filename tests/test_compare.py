@@ -16,9 +16,9 @@ from torch import nn
 from learned_optim import LoadedRule, cli
 from learned_optim.compare import CompareConfig, FactoryError, Problem, Report, run_compare
 from learned_optim.compare.contest import search
-from learned_optim.compare.factory import FunctionFailed, build, load_factory
 from learned_optim.compare.report import Entry
 from learned_optim.compare.training import Contender, Run, points, train
+from learned_optim.factory import FunctionFailed, build, load_factory
 from learned_optim.reporting import against
 from learned_optim.rules import Adam
 from learned_optim.weights import in_memory

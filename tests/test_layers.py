@@ -21,6 +21,8 @@ LAYERS = {
     "features": 0,
     "cells": 0,
     "alarm": 0,
+    "errors": 0,
+    "factory": 0,
     "averages": 0,
     "options": 0,
     "matrices": 0,

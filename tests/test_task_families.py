@@ -16,6 +16,7 @@ from learned_optim.tasks.mlp_classification import MLPClassification
 CONFIGS = {
     "cifar_conv": {"dataset": "digits", "batch_size": 32},
     "mnist_mlp": {"dataset": "digits", "init_std": 0.1},
+    "own_model": {"model": "own_models:regression"},
     "neural_art": {"content": "waves", "style": "stripes", "size": 16},
 }
 # Adam's rate where 0.01 is too slow for 40 steps, or too fast: SIRENs have steep slopes.

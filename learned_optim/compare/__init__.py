@@ -2,6 +2,6 @@
 
 from learned_optim.compare.contest import CompareConfig as CompareConfig
 from learned_optim.compare.contest import run_compare as run_compare
-from learned_optim.compare.factory import FactoryError as FactoryError
-from learned_optim.compare.factory import Problem as Problem
 from learned_optim.compare.report import Report as Report
+from learned_optim.factory import FactoryError as FactoryError
+from learned_optim.factory import Problem as Problem

@@ -16,9 +16,9 @@ from statistics import median
 import torch
 from torch import nn
 
-from learned_optim.compare.factory import Factory, build, load_factory
 from learned_optim.compare.report import Entry, Report
 from learned_optim.compare.training import Contender, Run, train
+from learned_optim.factory import Factory, build, load_factory
 from learned_optim.hub import load_rule
 from learned_optim.optimizer import DEFAULT_RULE, LearnedOptimizer
 from learned_optim.weights import LoadedRule
@@ -37,7 +37,7 @@ class CompareConfig:
     """What is compared.
 
     Args:
-        model: `module:function`, see `compare.factory`, or the function itself.
+        model: `module:function`, see `learned_optim.factory`, or the function itself.
         steps: updates of each run.
         rule: as `LearnedOptimizer` takes it.
         seeds: runs of each contender.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 
-from learned_optim.compare.factory import Factory, FactoryError, Problem, build, users
+from learned_optim.factory import Factory, FactoryError, Problem, build, users
 from learned_optim.optimizer import LearnedOptimizer
 
 # Points of a curve; the last is the mean over the last twentieth of the steps.

@@ -22,6 +22,7 @@ from torch import Tensor
 from learned_optim.meta_training import fused
 from learned_optim.meta_training.by_part import Routing
 from learned_optim.meta_training.layout import Layout
+from learned_optim.meta_training.one_by_one import one_by_one
 from learned_optim.rules import PARTS, ByLayer, Clock, Coordinates, State, UpdateRule, Weights
 from learned_optim.tasks.base import Batch, Params, Split, Task
 
@@ -77,10 +78,11 @@ class Runs:
         starts = [task.init(generator) for generator in self.generators]
         self.initial = self._stack([params for params, _ in starts])
         self.constants = self._stack([constants for _, constants in starts])
-        self._evaluate: Callable[[Params, Batch], tuple[Params, Tensor]] = torch.func.vmap(
+        batched = torch.func.vmap if task.batched else one_by_one
+        self._evaluate: Callable[[Params, Batch], tuple[Params, Tensor]] = batched(
             torch.func.grad_and_value(task.loss)
         )
-        self._curve = torch.func.vmap(self._hessian_product)
+        self._curve = batched(self._hessian_product)
 
     def _stack(self, items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {key: torch.stack([item[key] for item in items]).to(self.device) for key in items[0]}

@@ -17,6 +17,7 @@ from learned_optim.tasks.matrix_factorisation import MatrixFactorisation as Matr
 from learned_optim.tasks.mlp_classification import MLPClassification as MLPClassification
 from learned_optim.tasks.mnist_mlp import MnistMLP as MnistMLP
 from learned_optim.tasks.neural_art import NeuralArt as NeuralArt
+from learned_optim.tasks.own_model import OwnModel as OwnModel
 from learned_optim.tasks.quadratic import Quadratic as Quadratic
 from learned_optim.tasks.rastrigin import Rastrigin as Rastrigin
 from learned_optim.tasks.raw_regression import RawRegression as RawRegression
@@ -55,5 +56,6 @@ TASK_FAMILIES: dict[str, type[TaskFamily]] = {
         TransformerLanguageModel,
         SineFit,
         NeuralArt,
+        OwnModel,
     )
 }

@@ -23,7 +23,12 @@ class Task(ABC):
     """One optimizee: where it starts, its data, its loss.
 
     Everything random comes from the generator that is passed in.
+
+    Class attributes:
+        batched: whether `torch.func.vmap` can batch `loss`; where not, runs take turns.
     """
+
+    batched: ClassVar[bool] = True
 
     @abstractmethod
     def init(self, generator: torch.Generator) -> tuple[Params, Batch]:

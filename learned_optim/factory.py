@@ -1,4 +1,4 @@
-"""The user's side of a comparison: one function that makes a model and its loss.
+"""One function of the user's that makes a model and its loss: for `compare`, and to learn on.
 
     def build():
         model = torch.nn.Linear(8, 1)
@@ -9,7 +9,7 @@
 
 It is called anew for each run, after the random generators of Python, NumPy and torch were seeded
 with the run's seed; `loss` is called once a step and draws its own minibatch. A third value,
-`evaluate`, may be returned: it gives what the comparison is about (a validation loss, say; less is
+`evaluate`, may be returned: it gives what a comparison is about (a validation loss, say; less is
 better) in place of the training loss.
 """
 
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from learned_optim.weights import WeightsError
+from learned_optim.errors import WeightsError
 
 Factory = Callable[[], Any]
 
@@ -83,10 +83,10 @@ def load_factory(name: str) -> Factory:
     """
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
-        raise FactoryError(f"--model must be 'module:function' but is {name!r}")
+        raise FactoryError(f"model must be 'module:function' but is {name!r}")
     if module_name.endswith(".py") or "/" in module_name:
         raise FactoryError(
-            f"--model {name!r}: give the module's name, not its file: "
+            f"model {name!r}: give the module's name, not its file: "
             f"'{module_name.removesuffix('.py').replace('/', '.').lstrip('.')}:{attribute}'"
         )
     # A console script, unlike `python -m`, does not look where it was called.
@@ -120,7 +120,7 @@ def build(factory: Factory, seed: int) -> Problem:
         FactoryError: it returns something else, or a model without parameters to train.
         FunctionFailed: see `users`.
     """
-    _seed(seed)
+    seed_all(seed)
     with users("the factory"):
         made = factory()
     if not (isinstance(made, tuple) and len(made) in (2, 3)):
@@ -137,7 +137,8 @@ def build(factory: Factory, seed: int) -> Problem:
     return problem
 
 
-def _seed(seed: int) -> None:
+def seed_all(seed: int) -> None:
+    """Seed the random generators of Python, torch and, where it is loaded, NumPy."""
     random.seed(seed)
     torch.manual_seed(seed)
     if "numpy" in sys.modules:
