@@ -8,8 +8,8 @@ read where it is; one that spans several is gathered into a workspace first.
 Measured (five million float32 coordinates, one thread of a Zen 5): two layers of 20 are fastest at
 2560 to 8192 coordinates a block, one of 8 or 4 from 12288 on, the practical rule without networks
 from 49152 on, as a block's operations must outweigh their calls. Half of that costs 6 to 20 % and
-keeps a step's temporaries at 3 to 4 MB, for one layer of 4 up to 6: by count they are two to three
-times the state of a block, and what torch's allocator loses between pieces is as much again.
+keeps a step's temporaries at 3 to 5 MB: by count two to three times the state of a block, and what
+torch's allocator loses between pieces is as much again.
 Reading in place saves a seventh against gathering every block.
 """
 
