@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.markdown import markdown, number
-from benchmarks.step_contenders import AVX2, HALF, HALF_AVX2, MUON, SHIPPED, WITH_STAGE
+from benchmarks.step_contenders import AVX2, BLOCKS, HALF, HALF_AVX2, MUON, SHIPPED, WITH_STAGE
 
 LARGE = ("1M", "5M", "transformer")
 OWN = ("C++ default", "C++ default, matrix stage", SHIPPED, WITH_STAGE)
-BLOCKS = "torch blocks"
 # Times Adam foreach that a step of the rule `l2l` was to stay below.
 WIDE = {(2, 20): 30.0, (1, 8): 4.5, (1, 4): 2.0}
 NARROW = {(2, 20): 50.0, (1, 8): 6.5, (1, 4): 3.2}

@@ -16,7 +16,7 @@ from learned_optim.rules import L2L, Default, UpdateRule, Weights
 from learned_optim.weights import LoadedRule, in_memory
 
 SIZES = [(2, 20), (1, 8), (1, 4)]  # layers, hidden units
-MUON = "Muon, AdamW on the rest"
+MUON, BLOCKS = "Muon, AdamW on the rest", "torch blocks"
 AVX2, HALF, HALF_AVX2 = "C++, AVX2", "C++, state in float16", "C++, AVX2, state in float16"
 # The bundled rule, whose idle networks steps do without.
 SHIPPED, WITH_STAGE = "C++ default as shipped", "C++ default as shipped, matrix stage"
@@ -172,7 +172,7 @@ def contenders() -> list[Contender]:
         half = _timed(L2L(layers=size[0], hidden=size[1], state="float16"))
         short = Contender(HALF, size, _learned(half, fused=True))
         found += [short, replace(short, name=HALF_AVX2, isa="avx2")]
-        found.append(Contender("torch blocks", size, _learned(rule, fused=False)))
+        found.append(Contender(BLOCKS, size, _learned(rule, fused=False)))
         if size != (1, 4):
             found.append(Contender("naive nn.LSTMCell", size, _naive(size), large=False))
     for hidden in (8, 4):

@@ -24,7 +24,14 @@ from typing import Any
 import torch
 
 from benchmarks.results import RESULTS, provenance, write_json
-from benchmarks.step_contenders import CASES, Contender, contenders, instructions, make_params
+from benchmarks.step_contenders import (
+    BLOCKS,
+    CASES,
+    Contender,
+    contenders,
+    instructions,
+    make_params,
+)
 from learned_optim.kernels import native
 
 ROUNDS = {"1M": 9, "5M": 5, "transformer": 5, "mlp": 25, "small": 25}
@@ -252,7 +259,7 @@ def run(quick: bool) -> dict[str, Any]:
     everybody = contenders()
     if native.best_level() < native.LEVELS.index("avx512"):
         everybody = [contender for contender in everybody if contender.isa is None]
-    quickly = [c for c in everybody if c.large and c.isa is None and c.name != "torch blocks"]
+    quickly = [c for c in everybody if c.large and c.isa is None and c.name != BLOCKS]
     rows: list[dict[str, Any]] = []
     everywhere = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     load, cores, before = os.getloadavg()[0], os.cpu_count() or 1, busy_cores()

@@ -137,6 +137,23 @@ def build(factory: Factory, seed: int) -> Problem:
     return problem
 
 
+def take_loss(problem: Problem) -> Tensor:
+    """The loss of a fresh minibatch.
+
+    Raises:
+        FactoryError: it is nothing that can be trained.
+        FunctionFailed: see `users`.
+    """
+    with users("loss()"):
+        loss = problem.loss()
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        raise FactoryError(
+            "loss() must return a tensor of one element that depends on the parameters but "
+            f"returned {loss!r:.200}"
+        )
+    return loss
+
+
 def seed_all(seed: int) -> None:
     """Seed the random generators of Python, torch and, where it is loaded, NumPy."""
     random.seed(seed)

@@ -87,3 +87,8 @@ def from_an_iterator() -> Made:
 def in_double() -> Made:
     model = nn.Linear(2, 1).double()
     return model, lambda: model(torch.ones(1, 2).double()).sum()
+
+
+def of_no_tensor() -> tuple[nn.Module, Callable[[], float]]:
+    model = nn.Linear(2, 1)
+    return model, lambda: model(torch.ones(1, 2)).item()

@@ -106,6 +106,10 @@ def test_running_statistics_are_no_memory_between_calls():
             "own_models:from_an_iterator",
             "under one seed: a minibatch must be drawn from the random",
         ),
+        (
+            "own_models:of_no_tensor",
+            "must return a tensor of one element that depends on the param",
+        ),
         ("own_models:in_double", "parameters must be float32 but some are torch.float64"),
         ("own_models:regresion", "own_models has no function 'regresion'; it has: .*regression"),
         ("own_models", "model must be 'module:function' but is 'own_models'"),
@@ -129,7 +133,6 @@ def test_a_rule_is_learned_on_it_and_the_same_again_after_a_break(
     path = tmp_path / "recipe.toml"
     path.write_text(RECIPE.format(model=kind, second=second, updates=4))
     expected = run(path, output=whole, progress=False)
-    assert any(expected.weights[key].any() for key in expected.weights)
     path.write_text(RECIPE.format(model=kind, second=second, updates=2))
     half = run(path, output=broken, progress=False)
     assert half.sha256 != expected.sha256

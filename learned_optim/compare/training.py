@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 
-from learned_optim.factory import Factory, FactoryError, Problem, build, users
+from learned_optim.factory import Factory, FactoryError, Problem, build, take_loss, users
 from learned_optim.optimizer import LearnedOptimizer
 
 # Points of a curve; the last is the mean over the last twentieth of the steps.
@@ -118,13 +118,7 @@ def _advance(
     total: float | Tensor = 0.0
     for _ in range(steps):
         optimizer.zero_grad()
-        with users("loss()"):
-            loss = problem.loss()
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            raise FactoryError(
-                "loss() must return a tensor of one element that depends on the parameters but "
-                f"returned {loss!r:.200}"
-            )
+        loss = take_loss(problem)
         loss.backward()
         optimizer.step()
         if schedule is not None:

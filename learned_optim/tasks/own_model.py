@@ -7,7 +7,6 @@ have to come from the random generators of Python, NumPy or torch and from nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -16,7 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from learned_optim.factory import FactoryError, build, load_factory, seed_all, users
+from learned_optim.factory import (
+    FactoryError,
+    Problem,
+    build,
+    load_factory,
+    seed_all,
+    take_loss,
+    users,
+)
 from learned_optim.tasks.base import Batch, Params, Split, Task, TaskFamily
 
 BUILT = 64  # models that are kept: those of training and of validation
@@ -26,14 +33,14 @@ SEEDS = 2**31
 class _Closed(nn.Module):
     """The loss as a module, so that the model's parameters can be given with the call."""
 
-    def __init__(self, model: nn.Module, loss: Callable[[], Tensor]) -> None:
+    def __init__(self, problem: Problem) -> None:
         super().__init__()
-        self.model, self._loss = model, loss
+        self.model, self.problem = problem.model, problem
 
     def forward(self) -> Tensor:
         """The loss of the minibatch that the seeds of the moment draw."""
         with users("loss()"):
-            return self._loss().reshape(())
+            return self.problem.loss().reshape(())
 
 
 @lru_cache(maxsize=BUILT)
@@ -43,7 +50,8 @@ def _built(model: str, seed: int) -> _Closed:
     if wrong:
         raise FactoryError(f"{model}: parameters must be float32 but some are {', '.join(wrong)}")
     # Running statistics would be a memory that no seed resets.
-    return _Closed(torch.func.replace_all_batch_norm_modules_(problem.model), problem.loss)
+    torch.func.replace_all_batch_norm_modules_(problem.model)
+    return _Closed(problem)
 
 
 @lru_cache
@@ -51,13 +59,12 @@ def _check(model: str) -> None:
     """Ask the loss of one model twice.
 
     Raises:
-        FactoryError: two losses under one seed differ.
+        FactoryError: it is nothing that can be trained, or two losses under one seed differ.
     """
-    closed, losses = _built(model, 0), []
+    problem, losses = _built(model, 0).problem, []
     for _ in range(2):
         seed_all(1)
-        with torch.no_grad():
-            losses.append(float(closed()))
+        losses.append(float(take_loss(problem).detach()))
     if losses[0] != losses[1]:
         raise FactoryError(
             f"loss() of {model} gives {losses[0]:.6g}, then {losses[1]:.6g} under one seed: a "
