@@ -9,8 +9,9 @@
     python -m benchmarks.generalization --again                         the rule anew
 
 Problems are in `benchmarks.general.items`, three runs of each. Every tuned baseline has the rate of
-its grid that ends lowest on these very runs, chosen for each problem with hindsight; the learned
-rule has nothing chosen, and is run without and with `total_steps`, and without but evaluated within
+its grid that ends lowest on these very runs, chosen for each problem with hindsight, and where that
+is at an end of the grid, rates beyond it are tried until one is worse; the learned rule has nothing
+chosen, and is run without and with `total_steps`, and without but evaluated within
 `LearnedOptimizer.averaged` over the last tenth of the steps, as schedule-free optimizers are by
 their own `eval`. Final loss: the mean over the last 5 % of the steps. A ratio of two of them is
 clipped to [0.1, 10] in each run, after adding 1e-5 of the loss at the start to both; means over
@@ -63,19 +64,21 @@ def evaluate(
     """Run what is missing, and write the file after every problem.
 
     With `again` everything is: what the file has, and what a control in the cache says of the rule.
+    The file says when and where something was last run, not when it was last looked at.
     """
     saved = {} if again else read(path)
     same = saved.get("rule", {}).get("sha256") == loaded.sha256
     kept: dict[str, Record] = saved.get("items", {}) if same else {}
+    made = {key: saved.get(key, now) for key, now in provenance().items()}
     for item in items:
         record = kept.get(item.name, {})
         if record.get("problem") != problem(item) or not has_rule(record["entries"], RULE, loaded):
             asked = make is Unrolled and not again
             known = from_control(split, item, RULE, loaded) if asked else {}
             entries = known or run_rules(item, {RULE: loaded}, make=make)
-            kept[item.name] = {"problem": problem(item), "entries": entries}
-            write_json(path, _content(split, loaded, kept))
-    return _content(split, loaded, kept)
+            kept[item.name], made = {"problem": problem(item), "entries": entries}, provenance()
+            write_json(path, _content(split, loaded, kept) | made)
+    return _content(split, loaded, kept) | made
 
 
 def _content(split: str, loaded: LoadedRule, kept: Mapping[str, Record]) -> dict[str, Any]:
@@ -84,7 +87,6 @@ def _content(split: str, loaded: LoadedRule, kept: Mapping[str, Record]) -> dict
         "split": split,
         "rule": {"name": loaded.name, "sha256": loaded.sha256},
         "items": {item.name: kept[item.name] for item in SPLITS[split] if item.name in kept},
-        **provenance(),
     }
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from benchmarks import generalization
-from benchmarks.general import items, store
+from benchmarks.general import entries, items, store
+from benchmarks.general.entries import FURTHEST, best_of, beyond, tuned_entry, widened
 from benchmarks.general.figure import draw
 from benchmarks.general.grids import METHODS, MUON_QUINTICS, GridStepper, Method, muon_takes
 from benchmarks.general.items import SPLITS, Item, chosen
@@ -232,9 +233,52 @@ def test_a_late_rise_is_measured_against_the_lowest_window():
 
 
 def test_the_best_rate_is_that_of_the_least_geometric_mean_and_finite():
-    found = outcome([[0.1, 1e-3, 1e-9], [0.1, 0.5, math.inf]])
-    assert store.best_rate(found, range(3)) == 1
-    assert store.best_rate(found, [0]) == 0
+    assert best_of([[0.1, 0.1], [1e-3, 0.5], [1e-9, math.inf]], [1.0, 1.0]) == 1
+    assert best_of([[0.1, 0.1], [1e-3, 0.5], [1e-9, None]], [1.0, 1.0]) == 1
+    assert best_of([[0.1, 0.1]], [1.0, 1.0]) == 0
+
+
+@pytest.mark.parametrize("lowest", [1e-5, 3e-4, 1e-2, 3.0, 10.0])
+def test_beyond_an_end_of_its_grid_rates_are_tried_until_one_is_worse(lowest):
+    """Losses of a method are a parabola of the logarithm of the rate."""
+    method, tried = dataclasses.replace(METHODS["adam"], rates=(1e-3, 3e-3, 1e-2, 3e-2)), []
+
+    def run(some: Method) -> Outcome:
+        tried.extend(some.rates)
+        return outcome([[0.1 + math.log(rate / lowest) ** 2 for rate in some.rates]])
+
+    grid = tuned_entry(run(method), range(4), method, "adam")
+    tried.clear()
+    found = widened(grid, method, [1.0], run) if grid["at_edge"] else grid
+    assert found["rate"] == pytest.approx(lowest)
+    assert found["final"] == [pytest.approx(0.1, abs=1e-3)]
+    assert not found["at_edge"]
+    if grid["at_edge"]:
+        assert found["rates"] == sorted({*method.rates, *tried})
+        assert len(found["finals"]) == len(found["rates"])
+        # One rate beyond the best, no more.
+        assert tried[-1] == pytest.approx(beyond([lowest], above=lowest > 1e-2))
+    else:
+        assert not tried
+
+
+def test_a_loss_that_falls_for_ever_ends_the_search_and_is_called_an_edge():
+    method = dataclasses.replace(METHODS["adam"], rates=(0.1, 0.3, 1.0))
+
+    def run(some: Method) -> Outcome:
+        return outcome([[1 / rate for rate in some.rates]])
+
+    found = widened(tuned_entry(run(method), range(3), method, "adam"), method, [1.0], run)
+    assert (found["rate"], found["at_edge"]) == (1000.0, True)
+    assert len(found["rates"]) == 3 + FURTHEST
+
+
+@pytest.mark.parametrize("split", sorted(SPLITS))
+def test_no_tuned_baseline_of_a_list_stands_at_an_edge(split):
+    for item in SPLITS[split]:
+        for key in store.RIVALS[split]:
+            found = store.read(store.cache_path(split, item))["entries"][key]
+            assert not found["at_edge"], f"{item.name}: {key} at {found['rate']}"
 
 
 def test_ratios_are_clipped_and_floored_and_geometric():
@@ -281,11 +325,12 @@ def test_a_profile_counts_problems_within_a_factor_of_the_best():
 
 @pytest.fixture
 def own_split(tmp_path, monkeypatch):
-    """A list of two tiny problems, a folder of results, two quick baselines, no packages."""
+    """A list of two tiny problems, a folder of results, no packages, no rates beyond a grid."""
     problems = (small(), Item("bowl", IllConditionedQuadratic(dim=3, condition=5.0), 12))
     monkeypatch.setitem(SPLITS, "validation", problems)
     monkeypatch.setattr(store, "RESULTS", tmp_path)
     monkeypatch.setattr(store, "PACKAGED", {})
+    monkeypatch.setattr(entries, "FURTHEST", 0)
     return tmp_path
 
 
@@ -307,19 +352,34 @@ def test_the_command_prints_its_tables_and_keeps_what_it_ran(own_split, monkeypa
     # Nothing is run twice.
     monkeypatch.setattr(store, "train", None)
     run_main(monkeypatch, "--output", str(own_split))
-    assert json.loads(path.read_text())["summary"] == content["summary"]
+    assert json.loads(path.read_text()) == content
 
 
 def test_a_split_may_try_its_baselines_at_rates_of_its_own(own_split, monkeypatch):
     slow = {key: dataclasses.replace(METHODS[key], rates=(1e-5, 1e-3)) for key in ("adam",)}
     item = small()
-    entries = store.baselines("validation", item, progress=False)["entries"]
+    first = store.baselines("validation", item, progress=False)["entries"]
     monkeypatch.setitem(store.RIVALS, "validation", slow)
     again = store.baselines("validation", item, progress=False)["entries"]
-    assert entries["adam"]["id"] != again["adam"]["id"]
-    assert entries["adam"]["id"] == store.identity("adam")
+    assert first["adam"]["id"] != again["adam"]["id"]
+    assert first["adam"]["id"] == store.identity("adam")
     assert len(again["adam"]["finals"]) == 2
-    assert again["adam_default"]["final"] == entries["adam_default"]["final"]
+    assert again["adam_default"]["final"] == first["adam_default"]["final"]
+
+
+def test_rates_beyond_a_grid_are_kept_with_it(own_split, monkeypatch):
+    monkeypatch.setattr(entries, "FURTHEST", 2)
+    slow = {"adam": dataclasses.replace(METHODS["adam"], rates=(1e-5, 1e-4, 1e-3))}
+    monkeypatch.setitem(store.RIVALS, "validation", slow)
+    found = store.baselines("validation", small(), progress=False)["entries"]["adam"]
+    assert found["rates"] == [1e-5, 1e-4, 1e-3, 3e-3, 1e-2]
+    assert (found["rate"], found["at_edge"]) == (1e-2, True)
+    wider = {"adam": dataclasses.replace(METHODS["adam"], rates=(*found["rates"], 1.0, 10.0))}
+    monkeypatch.setitem(store.RIVALS, "validation", wider)
+    again = store.baselines("validation", small(), progress=False)["entries"]["adam"]
+    assert torch.allclose(torch.tensor(again["finals"][:5]), torch.tensor(found["finals"]))
+    monkeypatch.setattr(store, "train", None)
+    store.baselines("validation", small(), progress=False)
 
 
 def test_gentle_steps_are_those_of_a_smaller_lr():

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from benchmarks.general.entries import Entry, digits, entry, tuned_entry, widened
 from benchmarks.general.grids import METHODS, GridStepper, Method
 from benchmarks.general.items import Item
 from benchmarks.general.steppers import PACKAGED, Instances, Stepper, Together, Unrolled
-from benchmarks.general.training import FLOOR, Outcome, train
+from benchmarks.general.training import Outcome, train
 from benchmarks.results import RESULTS, provenance, write_json
 from learned_optim.rules import Default
 from learned_optim.rules.hand import HAND_SCALE
@@ -59,7 +59,6 @@ RIVALS: dict[str, dict[str, Method]] = {
     "fine_tuning": _from(0),
 }
 
-Entry = dict[str, Any]
 Record = dict[str, Any]
 MakeStepper = Callable[[Sequence[LoadedRule], int], Stepper]
 
@@ -116,6 +115,10 @@ def baselines(split: str, item: Item, *, progress: bool = True) -> Record:
         record["start"], found = _run_baselines(item, methods, progress)
         entries.update(found)
         write_json(path, record | provenance())
+    for key, method in methods.items():
+        if entries[key]["at_edge"] and "rates" not in entries[key]:
+            entries[key] = _widen(item, method, record, key, progress)
+            write_json(path, record | provenance())
     wanted = {
         key: rule for key, rule in controls(split).items() if not has_rule(entries, key, rule)
     }
@@ -184,46 +187,22 @@ def _run_baselines(
     found, first = {}, 0
     for key, method in methods.items():
         copies = range(first, first + len(method.rates))
-        best = best_rate(outcome, copies)
-        found[key] = {
-            "id": identity(key, methods),
-            "rate": method.rates[best - first],
-            "at_edge": best in (copies[0], copies[-1]),
-            "finals": [_digits(outcome.final[:, copy]) for copy in copies],
-            **entry(outcome, best),
-        }
+        found[key] = tuned_entry(outcome, copies, method, identity(key, methods))
         first = copies.stop
     plain = methods["adam"].rates.index(1e-3)
     found[PLAIN_ADAM] = {"id": identity(PLAIN_ADAM, methods)} | entry(outcome, plain)
     for offset, key in enumerate(PACKAGED):
         version = metadata.version(PACKAGED[key].package)
         found[key] = {"id": identity(key), "version": version} | entry(outcome, first + offset)
-    return _digits(outcome.start), found
+    return digits(outcome.start), found
 
 
-def best_rate(outcome: Outcome, copies: Sequence[int]) -> int:
-    """The copy whose final loss has the least geometric mean over the very runs that are compared.
+def _widen(item: Item, method: Method, record: Record, key: str, progress: bool) -> Entry:
+    def run(beyond: Method) -> Outcome:
+        label = f"{key} at {beyond.rates[0]:g}" if progress else ""
+        return train(item, lambda: GridStepper({key: beyond}, item.steps), label)
 
-    Chosen with hindsight, in favour of the baselines; a copy with a loss that is not finite is out
-    where there is another.
-    """
-    floor = FLOOR * outcome.start[:, None]
-    scores = (outcome.final[:, list(copies)] + floor).log().mean(0)
-    return copies[int(scores.argmin())]
-
-
-def entry(outcome: Outcome, copy: int) -> Entry:
-    """One setting's numbers, a list over runs each."""
-    return {
-        "final": _digits(outcome.final[:, copy]),
-        "test": None if outcome.test is None else _digits(outcome.test[:, copy]),
-        "rise": _digits(outcome.rise[:, copy]),
-        "curve": [_digits(row, 4) for row in outcome.curve[:, copy]],
-    }
-
-
-def _digits(values: Tensor, count: int = 6) -> list[float]:
-    return [float(f"{value:.{count}g}") for value in values.tolist()]
+    return widened(record["entries"][key], method, record["start"], run)
 
 
 def read(path: Path) -> Record:
