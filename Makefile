@@ -71,6 +71,7 @@ results: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.generalization --again
 	$(BIN)/python -m benchmarks.generalization --split validation --again
 	$(BIN)/python -m benchmarks.generalization --split fine_tuning --again
+	$(BIN)/python -m benchmarks.generalization --split domains --again
 	$(BIN)/python -m benchmarks.short_runs
 	$(BIN)/python -m benchmarks.real_scale --folder $(PARTS)/real_scale
 	$(BIN)/python -m benchmarks.default_headroom --again

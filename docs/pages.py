@@ -135,12 +135,13 @@ def rules() -> str:
     for name in bundled_names():
         loaded = load_rule(name)
         count = sum(weight.numel() for weight in loaded.weights.values())
-        each, _ = state_bytes(loaded.rule)
+        each, _ = state_bytes(loaded.lean().rule)
         mark = " (default)" if name == DEFAULT_RULE else ""
         stated = licence(bundled_folder(name)) or "not stated"
         rows.append([f"`{name}`{mark}", f"`{loaded.rule.name}`", f"{count:,}", f"{each}", stated])
     head = ["name", "rule", "learned numbers", "bytes of state a parameter", "licence"]
-    return markdown(head, rows)
+    small = "In small matrices `default` takes 8 to 21 bytes a parameter more."
+    return f"{markdown(head, rows)}\n\n{small}"
 
 
 def tasks() -> str:

@@ -59,7 +59,7 @@ class LearnedOptimizer(Optimizer):
         theta <- theta - lr * weight_decay * rule.decay_scale * theta
         theta <- theta + lr * rule(g, theta, state)
 
-    where the rule's weights are fixed: they were meta-trained and come from a file.
+    where the rule's weights are fixed numbers from a file.
 
     A parameter whose gradient holds NaN or infinity sits the step out (parameter, state and step
     counter kept, one warning an optimizer), and a coordinate for which the rule itself gives no
@@ -71,7 +71,7 @@ class LearnedOptimizer(Optimizer):
         params: parameters, named parameters (torch 2.6 on), or groups; a group may have its own
             value of every option below, `rule` included.
         rule: a bundled name, a folder, a Hub id "user/repo@revision", or a loaded rule.
-        lr: factor on the step, for schedulers; 1 is what the rule was trained for. A float or a
+        lr: factor on the step, for schedulers; 1 is the rule's own step. A float or a
             tensor of one element.
         weight_decay: decoupled decay, scaled so that AdamW's usual values mean the same.
         total_steps: number of steps the training will take, for rules that can use it.
