@@ -25,11 +25,13 @@ def with_half_state(rule: str | os.PathLike[str] | LoadedRule) -> LoadedRule:
         rule: what `load_rule` takes.
 
     Raises:
+        TypeError: `rule` is of a type that `load_rule` does not take.
         ValueError: for a rule of another kind.
         WeightsUnavailable: the rule cannot be had.
         WeightsError: the rule's files are not usable.
 
     Example:
+        >>> import torch
         >>> from learned_optim import LearnedOptimizer, with_half_state
         >>> layer = torch.nn.Linear(4, 1)
         >>> optimizer = LearnedOptimizer(layer.parameters(), rule=with_half_state("l2l-mnist"))

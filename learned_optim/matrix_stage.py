@@ -26,11 +26,13 @@ def without_matrix_stage(rule: str | os.PathLike[str] | LoadedRule = "default") 
         rule: what `load_rule` takes.
 
     Raises:
+        TypeError: `rule` is of a type that `load_rule` does not take.
         ValueError: for a rule of another kind.
         WeightsUnavailable: the rule cannot be had.
         WeightsError: the rule's files are not usable.
 
     Example:
+        >>> import torch
         >>> from learned_optim import LearnedOptimizer, without_matrix_stage
         >>> layer = torch.nn.Linear(4, 1)
         >>> optimizer = LearnedOptimizer(layer.parameters(), rule=without_matrix_stage())

@@ -81,8 +81,9 @@ class LearnedOptimizer(Optimizer):
 
     Raises:
         ValueError: an option out of its range; the message names both.
-        RuntimeError: `fused=True` where no fused backend supports the case; in `step`, a sparse
-            gradient.
+        TypeError: `rule` is of a type that `load_rule` does not take.
+        RuntimeError: `fused=True` where no fused backend supports the case; FSDP1's flattened
+            parameters under a rule that looks at whole tensors; in `step`, a sparse gradient.
         WeightsUnavailable: the rule cannot be had.
         WeightsError: the rule's files are not usable.
 
@@ -90,6 +91,7 @@ class LearnedOptimizer(Optimizer):
 
     Example:
         >>> import torch
+        >>> from learned_optim import LearnedOptimizer
         >>> model = torch.nn.Linear(4, 1)
         >>> optimizer = LearnedOptimizer(model.parameters())
         >>> model(torch.ones(8, 4)).square().mean().backward()

@@ -69,7 +69,8 @@ class LoadedRule:
 
     Attributes:
         rule: the config and the functions.
-        weights: its meta-parameters, float32 on the CPU.
+        weights: its meta-parameters by name, of the shapes of `rule.weight_shapes()`, float32 on
+            the CPU.
         name: how messages and checkpoints call it.
         sha256: of the bytes of its `model.safetensors`, in hexadecimal.
     """

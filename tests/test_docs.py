@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import re
 from pathlib import Path
 
 import pytest
 
+import learned_optim
+from benchmarks.general.items import SPLITS
 from benchmarks.overview import FILES, RIVALS, USES
 from benchmarks.readme_tables import (
     ALL,
@@ -103,6 +106,19 @@ def test_every_benchmark_is_run_anew_for_the_results():
     for name, text in scripts.items():
         keeps = '"--again"' in text or "resumes=True" in text
         assert not keeps or name in LEFT_OUT or "--again" in called[name], name
+
+
+def test_every_list_of_problems_is_run_again():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    again = re.findall(r"-m benchmarks.generalization(?: --split (\w+))? --again", makefile)
+    assert sorted(split or "held_out" for split in again) == sorted(SPLITS)
+
+
+@pytest.mark.parametrize("name", ["LearnedOptimizer", "with_half_state", "without_matrix_stage"])
+def test_the_examples_of_public_docstrings_run(name):
+    [test] = doctest.DocTestFinder(recurse=False).find(getattr(learned_optim, name), globs={})
+    assert test.examples
+    assert doctest.DocTestRunner().run(test).failed == 0
 
 
 def test_the_tables_of_the_readme_are_those_of_the_results():
