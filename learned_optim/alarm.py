@@ -59,7 +59,7 @@ class Alarm:
         """
         if torch.compiler.is_compiling():
             return finite
-        if finite.device.type == "cpu":
+        if finite.device.type == "cpu" and type(finite) is Tensor:  # fake tensors have no values
             if bool(finite.all()):
                 return None
             first = params[int(finite.logical_not().nonzero()[0])]

@@ -31,15 +31,21 @@ class Place(NamedTuple):
 
 @contextmanager
 def at_mean(places: Iterable[Place]) -> Iterator[None]:
-    """Move parameters to their means, and afterwards back to the bit, whatever happens within."""
+    """Move parameters to their means, and afterwards back to the bit, whatever happens within.
+
+    Copies of parameters that an autocast region keeps, cast, are dropped both times.
+    """
     kept: list[tuple[Tensor, Tensor]] = []
     try:
         with torch.no_grad():
             for param, owed, factor in places:
                 kept.append((param, param.clone()))
                 param.copy_(param.to(owed.dtype) - owed * factor)
+        torch.clear_autocast_cache()
         yield
     finally:
         with torch.no_grad():
-            for param, value in kept:
+            # Last first: of two parameters on one memory, the first was kept as it was.
+            for param, value in reversed(kept):
                 param.copy_(value)
+        torch.clear_autocast_cache()

@@ -167,7 +167,10 @@ class LearnedOptimizer(Optimizer):
                 or FSDP1 flattened them and the rule looks at whole tensors.
         """
         if isinstance(param_group, dict):
-            # A copy: a caller's group that names a rule can then serve another optimizer too.
+            # A copy: a caller's group that names a rule can then serve another optimizer too. So
+            # can one whose parameters can be gone through but once, if it keeps them as a list.
+            if isinstance(param_group.get("params"), Iterator):
+                param_group["params"] = list(param_group["params"])
             param_group = dict(param_group)
             check_options({**self.defaults, **param_group})
             param_group.update(self._remember(self._asked_for(param_group)))
@@ -257,7 +260,8 @@ class LearnedOptimizer(Optimizer):
         for group in self.param_groups:
             self._init_group(group)
             for params in _alike(group["params"]).values():
-                found += self._batches(group, params)
+                for some in _apart(params):
+                    found += self._batches(group, some)
         return found
 
     def _batches(self, group: dict[str, Any], params: list[Tensor]) -> Iterator[Work]:
@@ -265,10 +269,8 @@ class LearnedOptimizer(Optimizer):
         rule = self._rule_of(group).rule
         slots = [self._slot(param, rule) for param in params]
         device, dtype = slots[0].param.device, slots[0].param.dtype
-        lr, compute = group["lr"], compute_dtype(dtype)
-        if isinstance(lr, Tensor):
-            # A number on the host serves every device; one on a device serves that device.
-            lr = lr.reshape(()).to(lr.device if lr.device.type == "cpu" else device, compute)
+        compute = compute_dtype(dtype)
+        lr = _factor(group["lr"], device, compute)
         kind = choose(rule, device, dtype, group["fused"])
         if kind not in self._backends:
             self._backends[kind] = kind()
@@ -374,9 +376,11 @@ class LearnedOptimizer(Optimizer):
             raise RuntimeError("averaged() is in use: parameters are at the mean already")
         self._looked_at = True
         try:
+            shards.reshard_()
             with at_mean(self._places()):
                 yield
         finally:
+            shards.reshard_()
             self._looked_at = False
 
     def _places(self) -> Iterator[Place]:
@@ -392,9 +396,8 @@ class LearnedOptimizer(Optimizer):
                     local = shards.to_local(param.detach())
                     owed = shards.to_local(state[key])[row]
                     weights = self._weights(group, local.device, owed.dtype)
-                    yield Place(
-                        local, owed, group["lr"] * (1 - rule.share(weights, group["total_steps"]))
-                    )
+                    lr = _factor(group["lr"], local.device, owed.dtype)
+                    yield Place(local, owed, lr * (1 - rule.share(weights, group["total_steps"])))
 
     # -- copied, pickled, resumed ------------------------------------------------------------------
 
@@ -429,6 +432,33 @@ class LearnedOptimizer(Optimizer):
         rules = [self._rule_of(group).rule for group in self.param_groups]
         with resume.loading(self, rules):
             super().load_state_dict(state_dict)
+
+
+def _factor(lr: float | Tensor, device: torch.device, dtype: torch.dtype) -> float | Tensor:
+    """A group's `lr`; as a tensor, `()`, where the arithmetic can use it."""
+    if not isinstance(lr, Tensor):
+        return lr
+    # A number on the host serves every device; one on a device serves that device.
+    return lr.reshape(()).to(lr.device if lr.device.type == "cpu" else device, dtype)
+
+
+def _apart(params: list[Tensor]) -> list[list[Tensor]]:
+    """The same in lists of which none has two parameters on one memory.
+
+    Parameters of one list may be moved side by side, where the last one written would be all that
+    is left of such two.
+    """
+    if torch.compiler.is_compiling():
+        return [params]
+    rounds: list[list[Tensor]] = []
+    seen: dict[int, int] = {}
+    for param in params:
+        place = shards.memory_of(param)
+        number = seen[place] = seen.get(place, -1) + 1
+        if number == len(rounds):
+            rounds.append([])
+        rounds[number].append(param)
+    return rounds
 
 
 def _alike(params: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:

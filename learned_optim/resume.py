@@ -22,7 +22,7 @@ from learned_optim.alarm import warn_caller
 from learned_optim.bases import Basis
 from learned_optim.matrices import as_matrix
 from learned_optim.rules import UpdateRule, compute_dtype
-from learned_optim.shards import is_sharded, real_shape
+from learned_optim.shards import cut_alike, fits, is_sharded, real_shape
 from learned_optim.weights import LoadedRule
 
 # How a param group refers to its rule; plain values, which travel in every checkpoint.
@@ -138,6 +138,12 @@ def _check_state(number: object, state: Mapping[str, Any], param: Tensor, rule: 
                 f"the checkpoint's {key!r} of parameter {number} is a plain tensor but the "
                 "parameter is sharded: load it with torch.distributed.checkpoint"
             )
+        if is_sharded(value) and not fits(value, param):
+            raise ValueError(
+                f"the checkpoint's {key!r} of parameter {number} is a DTensor on "
+                f"{value.device_mesh}, which the parameter is not on: load it with "  # type: ignore[union-attr]
+                "torch.distributed.checkpoint, or as a full state dict"
+            )
 
 
 def restore(
@@ -146,14 +152,21 @@ def restore(
     rules: Sequence[UpdateRule],
     saved: Mapping[str, Any],
 ) -> None:
-    """Replace what torch made of the saved state by exact copies, on the parameters' devices."""
+    """Replace what torch made of the saved state by exact copies, on the parameters' devices.
+
+    Of a sharded parameter they are cut as it is, however they were in the checkpoint.
+    """
     for number, param, rule in paired(groups, rules, saved):
-        old = saved["state"][number]
-        step = old["step"]
-        dtype = step.dtype if isinstance(step, Tensor) else step_dtype()
-        state[param]["step"] = torch.as_tensor(step).to(param.device, dtype, copy=True)
+        old, new = saved["state"][number], state[param]
+        step, device = old["step"], param.device
+        if isinstance(step, Tensor):
+            new["step"] = step.to(device, copy=True)
+        else:
+            new["step"] = torch.tensor(step, dtype=step_dtype(), device=device)
+        cut = rule.keys_per("coordinate")
         for key, dtype in storage_dtypes(rule, param).items():
-            state[param][key] = old[key].to(param.device, dtype, copy=True)
+            rows = cut_alike(old[key], param) if key in cut else old[key]
+            new[key] = rows.to(device, dtype, copy=True)
 
 
 def storage_dtypes(rule: UpdateRule, param: Tensor) -> dict[str, torch.dtype]:

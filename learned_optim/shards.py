@@ -6,6 +6,7 @@ their class: importing it would load torch.distributed.tensor into every program
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -27,6 +28,12 @@ def is_sharded(tensor: Tensor) -> bool:
 def is_whole(tensor: Tensor) -> bool:
     """Whether `to_local` would return the tensor itself."""
     return type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_complex()
+
+
+def memory_of(tensor: Tensor) -> int:
+    """The same for two plain tensors that begin at one place of memory; else of each its own."""
+    plain = type(tensor) in (Tensor, torch.nn.Parameter)
+    return (plain and tensor.data_ptr()) or id(tensor)
 
 
 def is_flattened(tensor: Tensor) -> bool:
@@ -124,9 +131,43 @@ def wrap_rows(rows: Tensor, param: Tensor) -> Tensor:
     """
     if not is_sharded(param):
         return rows
-    placements = tuple(_shifted(placement) for placement in param.placements)  # type: ignore[attr-defined]
     shape = (rows.shape[0], *real_shape(param))
-    return Parts(param.device_mesh, placements, shape).wrap(rows)  # type: ignore[attr-defined]
+    return Parts(param.device_mesh, _of_rows(param), shape).wrap(rows)  # type: ignore[attr-defined]
+
+
+def _of_rows(param: Tensor) -> tuple[Any, ...]:
+    """The placements of `(R, *shape)` that is cut like the parameter."""
+    return tuple(_shifted(placement) for placement in param.placements)  # type: ignore[attr-defined]
+
+
+def cut_alike(rows: Tensor, param: Tensor) -> Tensor:
+    """DTensors `(R, *shape)`, however they are cut, cut like the parameter; others as they are."""
+    if not is_sharded(param) or rows.placements == _of_rows(param):  # type: ignore[attr-defined]
+        return rows
+    return rows.redistribute(param.device_mesh, _of_rows(param))  # type: ignore[attr-defined]
+
+
+def fits(value: Tensor, param: Tensor) -> bool:
+    """Whether a DTensor is spread over the processes that the parameter is spread over."""
+    return is_sharded(param) and value.device_mesh == param.device_mesh  # type: ignore[attr-defined]
+
+
+def reshard_() -> None:
+    """Make FSDP2's modules gather their parameters anew at their next forward.
+
+    A forward that no backward follows leaves them whole, and what is then written to the parts
+    goes unseen. A part does not say whose it is, so these are all modules of the program, which at
+    worst gather once more than they had to.
+    """
+    if "torch.distributed.fsdp" not in sys.modules:
+        return
+    from torch.distributed._composable_state import _module_state_mapping
+
+    for module in list(_module_state_mapping):
+        # FSDP2's alone have it; where their class is, versions of torch do not agree.
+        reshard = getattr(module, "reshard", None)
+        if callable(reshard):
+            reshard()
 
 
 def cut_of(param: Tensor) -> Cut | None:

@@ -119,6 +119,58 @@ def test_the_factor_on_the_steps_counts():
         assert all(torch.equal(a, b) for a, b in zip(before, params, strict=True))
 
 
+@pytest.mark.parametrize(("lr", "shape"), [([1.0], ()), ([[1.0]], (5,))])
+def test_a_factor_of_any_one_element_shape(lr: object, shape: tuple[int, ...]):
+    param = nn.Parameter(torch.ones(shape))
+    optimizer = LearnedOptimizer([param], lr=torch.tensor(lr))
+    param.grad = torch.ones(shape)
+    for _ in range(3):
+        optimizer.step()
+    before = param.detach().clone()
+    with optimizer.averaged():
+        assert not torch.equal(param, before)
+    assert torch.equal(param, before)
+
+
+@pytest.mark.parametrize("fused", [None, False])
+@pytest.mark.parametrize("shape", [(6, 4), (5,), (200, 150)])
+def test_parameters_on_one_memory_come_back_too(shape: tuple[int, ...], fused: bool | None):
+    first, second = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.empty(shape))
+    second.data = first.data
+    optimizer = LearnedOptimizer([first, second], fused=fused)
+    for param in (first, second):
+        param.grad = torch.ones(shape)
+    for _ in range(3):
+        optimizer.step()
+    before = first.detach().clone()
+    with optimizer.averaged():
+        assert not torch.equal(first, before)
+    assert torch.equal(first, before)
+
+
+def test_what_autocast_has_cast_is_cast_anew():
+    model, inputs = nn.Linear(6, 3), torch.ones(2, 6)
+    optimizer = LearnedOptimizer(model.parameters())
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(inputs).square().sum().backward()
+        optimizer.step()
+
+    def outputs() -> Tensor:
+        return model(inputs).detach()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        usual = outputs()
+    with optimizer.averaged(), torch.autocast("cpu", torch.bfloat16):
+        mean = outputs()
+    assert not torch.equal(usual, mean)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(outputs(), usual)
+        with optimizer.averaged():
+            assert torch.equal(outputs(), mean)
+        assert torch.equal(outputs(), usual)
+
+
 def test_amid_noise_the_mean_is_nearer_to_the_minimum():
     generator = torch.Generator().manual_seed(0)
     param = nn.Parameter(torch.randn(30, 20, generator=generator))

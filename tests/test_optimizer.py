@@ -364,3 +364,10 @@ def test_what_fsdp1_flattened_is_refused_by_rules_that_look_at_whole_tensors():
     with pytest.raises(RuntimeError, match=r"'default' looks at whole tensors.*fully_shard"):
         LearnedOptimizer([flat])
     assert LearnedOptimizer([flat], LSTM).param_groups[0]["params"][0] is flat
+
+
+def test_a_group_of_a_generator_serves_two_optimizers():
+    model = torch.nn.Linear(3, 3)
+    groups = [{"params": model.parameters()}]
+    for optimizer in (LearnedOptimizer(groups), LearnedOptimizer(groups)):
+        assert len(optimizer.param_groups[0]["params"]) == 2

@@ -135,3 +135,25 @@ def test_sharded_checkpoints_resume_bit_for_bit(ranks: list[dict[str, Any]], rul
 def test_plain_state_for_a_sharded_parameter_is_refused(ranks: list[dict[str, Any]]):
     for message in both(ranks, "plain state"):
         assert "load it with torch.distributed.checkpoint" in message
+
+
+@pytest.mark.parametrize("rule", ["lstm", "default"])
+def test_a_checkpoint_goes_on_however_the_parameter_is_cut(ranks: list[dict[str, Any]], rule: str):
+    for ends in both(ranks, f"other cut {rule}"):
+        for run, resumed in ends:
+            assert_near([resumed], [run], 1e-5)
+
+
+def test_state_of_another_mesh_is_refused(ranks: list[dict[str, Any]]):
+    for message in both(ranks, "other mesh"):
+        assert "which the parameter is not on" in message
+
+
+def test_evaluations_at_the_mean_are_seen_by_fsdp2_and_leave_no_trace(ranks: list[dict[str, Any]]):
+    pairs = zip(both(ranks, "looked at"), both(ranks, "not looked at"), strict=True)
+    for (looked, seen), (alone, _) in pairs:
+        assert same(looked, alone)
+        looks = [*zip(*[iter(seen)] * 3, strict=True)]
+        assert all(torch.equal(usual, again) for usual, _, again in looks)
+        # After the first step nothing is owed yet.
+        assert not any(torch.equal(usual, mean) for usual, mean, _ in looks[1:])

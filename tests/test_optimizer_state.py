@@ -385,6 +385,14 @@ def test_state_dict_hooks_run():
     assert log == ["pre"]
 
 
+def test_a_checkpoint_loads_under_any_default_device():
+    optimizer = stepped()
+    saved = copy.deepcopy(optimizer.state_dict())
+    with torch.device("meta"):
+        optimizer.load_state_dict(saved)
+    assert same_tree(optimizer.state_dict(), saved)
+
+
 def test_a_failed_load_leaves_no_hook_behind():
     optimizer = stepped()
     with pytest.raises(ValueError, match="retrained"):

@@ -26,6 +26,7 @@ from small_training import (
     snapshot,
 )
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from learned_optim import LearnedOptimizer, alarm, kernels
 
@@ -218,6 +219,21 @@ def test_a_parameter_that_is_no_number_is_not_the_measure_of_the_others(
         assert_near([p.detach().view(-1)[others]], [q.detach().view(-1)[others]], 1e-3)
 
 
+@pytest.mark.parametrize("fused", [None, False])
+@pytest.mark.parametrize("shape", [(16, 12), (9,), (300, 200)])
+def test_of_two_parameters_on_one_memory_each_takes_its_step(shape: Any, fused: bool | None):
+    first, second = nn.Parameter(randn(shape, 0)), nn.Parameter(torch.empty(shape))
+    second.data = first.data
+    alone = nn.Parameter(randn(shape, 0))
+    optimizer, other = (
+        LearnedOptimizer(params, fused=fused) for params in ([first, second], [alone])
+    )
+    first.grad, second.grad, alone.grad = randn(shape, 1), torch.zeros(shape), randn(shape, 1)
+    optimizer.step()
+    other.step()
+    assert torch.equal(first, alone)
+
+
 def test_conjugated_gradients_of_complex_parameters():
     z = nn.Parameter(torch.complex(randn((4,), 0), randn((4,), 1)))
     w = nn.Parameter(z.detach().clone())
@@ -345,6 +361,21 @@ def test_steps_on_the_meta_device_read_nothing_back():
         optimizer.step()
     state = [v for entries in optimizer.state.values() for v in entries.values()]
     assert all(v.device.type == "meta" for v in state)
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_a_step_of_fake_tensors_computes_nothing(fused: bool | None):
+    """What estimates of memory run: shapes and no values."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        model = nn.Linear(6, 8)
+    optimizer = LearnedOptimizer(model.parameters(), fused=fused)
+    with fake:
+        for _ in range(2):
+            model(torch.randn(2, 6)).sum().backward()
+            optimizer.step()
+    state = optimizer.state[model.weight]["moments"]
+    assert isinstance(state, FakeTensor)
+    assert state.shape == (3, 8, 6)
 
 
 def test_a_model_may_move_to_another_dtype_before_the_first_step():

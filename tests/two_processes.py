@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import itertools
 import traceback
 import warnings
 from collections.abc import Callable
@@ -225,6 +226,62 @@ def plain_state(rank: int, folder: Path) -> Any:
     return "accepted"
 
 
+def other_cut(rank: int, folder: Path, *, rule: str) -> Any:
+    """A checkpoint goes on with the parameter cut another way: where both runs end."""
+    ends = []
+    cuts = (Shard(0), Shard(1), Replicate())
+    for shape in ((5, 3), (40, 30)):
+        for before, after in itertools.permutations(cuts, 2):
+            param = nn.Parameter(distribute_tensor(randn(shape, 0), mesh(), [before]))
+            optimizer = optimizer_for([param], rule)
+            _take_steps(param, optimizer, range(3))
+            [here] = whole([param])
+            other = nn.Parameter(distribute_tensor(here, mesh(), [after]))
+            resumed = optimizer_for([other], rule)
+            resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            for ours, theirs in ((param, optimizer), (other, resumed)):
+                _take_steps(ours, theirs, range(3, 5))
+            ends.append(whole([param, other]))
+    return ends
+
+
+def _take_steps(param: Any, optimizer: Any, steps: range) -> None:
+    for k in steps:
+        grad = distribute_tensor(randn(param.shape, 10 + k), mesh(), param.placements)
+        param.grad = grad
+        optimizer.step()
+
+
+def other_mesh(rank: int, folder: Path) -> Any:
+    """State on processes in another order does not fit: the message."""
+    params = [
+        nn.Parameter(distribute_tensor(randn((4, 3), 0), over, [Shard(0)]))
+        for over in (mesh(), DeviceMesh("cpu", [1, 0]))
+    ]
+    first, second = (optimizer_for([param], "default") for param in params)
+    _take_steps(params[0], first, range(1))
+    try:
+        second.load_state_dict(first.state_dict())
+    except ValueError as error:
+        return str(error)
+    return "accepted"
+
+
+def looked_at(rank: int, folder: Path, *, look: bool) -> Any:
+    """Evaluations between steps, also at the mean, that no backward follows."""
+    model, seen = sharded(SIZES["even"]), []
+    optimizer = optimizer_for(model.parameters(), "default")
+    for x, y in own_part(data(4), rank):
+        fit(model, optimizer, [(x, y)])
+        if look:
+            with torch.no_grad():
+                seen.append(model(x))
+                with optimizer.averaged():
+                    seen.append(model(x))
+                seen.append(model(x))
+    return whole(model.parameters()), seen
+
+
 SCENARIOS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "ddp": (ddp, {"zero": False}),
     "zero": (ddp, {"zero": True}),
@@ -233,6 +290,11 @@ SCENARIOS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "other placements normalised": (other_placements, {"rule": "normalised"}),
     "other placements default": (other_placements, {"rule": "default"}),
     "plain state": (plain_state, {}),
+    "other mesh": (other_mesh, {}),
+    "looked at": (looked_at, {"look": True}),
+    "not looked at": (looked_at, {"look": False}),
+    "other cut lstm": (other_cut, {"rule": "lstm"}),
+    "other cut default": (other_cut, {"rule": "default"}),
 }
 for _sizes in SIZES:
     SCENARIOS[f"train default {_sizes}"] = (train, {"rule": "default", "sizes": _sizes})

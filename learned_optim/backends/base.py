@@ -213,7 +213,8 @@ def overwrite_(target: Tensor, value: Tensor, keep: Tensor | None) -> None:
 
 def free_to_read(tensor: Tensor) -> bool:
     """Whether reading a value costs nothing: on the CPU, and not while a graph is traced."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    real = type(tensor) is Tensor  # fake tensors have no values
+    return real and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def autocast_off(device: torch.device) -> torch.autocast:
