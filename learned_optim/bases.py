@@ -15,6 +15,7 @@ basis towards it. That halves the memory and leaves out two products a step
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -117,13 +118,13 @@ def follow(
 
     Args:
         seen: the gradient, `(..., A, B)`, in the bases so far. One with a number that is not finite
-            turns nothing.
+            turns nothing; one too small to be squared counts as zero.
         basis: of the gradients before.
         due: `()`, whether to turn at all, where no host can know; None: yes.
         firm: whether to make them orthonormal again by a Newton-Schulz iteration, see `FIRM`.
     """
     size = seen.square().mean((-2, -1), keepdim=True).sqrt()
-    x = seen / size.clamp_min(torch.finfo(seen.dtype).tiny)
+    x = seen / size.masked_fill(size <= torch.finfo(seen.dtype).tiny ** 0.5, math.inf)
     turns = size.isfinite() if due is None else size.isfinite() & due
     spreads = basis.spread.split(seen.shape[-2:], dim=-1)
     left, left_spread, left_turn = _turned(basis.left, spreads[0], x @ x.mT, turns, firm=firm)

@@ -104,6 +104,21 @@ def test_gradients_of_zero_leave_the_basis_as_it_is():
     assert torch.equal(basis.right, torch.eye(6))
 
 
+@pytest.mark.parametrize("flush", [False, True])
+@pytest.mark.parametrize("size", [5e-20, 1e-22, 1e-30, 1e-38])
+def test_gradients_too_small_to_be_squared_count_as_zero(size: float, flush: bool):
+    before = [randn((4, 6), k) for k in range(8)]
+    if flush and not torch.set_flush_denormal(True):
+        pytest.skip("this CPU cannot flush subnormals")
+    try:
+        tiny = followed([*before, size * randn((4, 6), 9)])
+    finally:
+        torch.set_flush_denormal(False)
+    zero = followed([*before, torch.zeros(4, 6)])
+    for a, b in zip(tiny, zero, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_the_size_of_gradients_does_not_matter():
     gradients = [randn((4, 6), k) for k in range(8)]
     plain = followed(gradients)

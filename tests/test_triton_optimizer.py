@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from collections import OrderedDict
+from typing import Any
 
 import pytest
 import torch
@@ -208,6 +210,22 @@ def test_tables_are_made_once_and_the_oldest_goes():
 
     assert [get(key) for key in "aabacab"] == list("AABACAB")
     assert made == ["a", "b", "c", "b"]
+
+
+def test_another_thread_may_drop_a_table_at_any_time(monkeypatch):
+    """Simulated by a dictionary that is used by somebody else right after it was written."""
+    store = Kept(room=1)
+
+    class Shared(OrderedDict):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            super().__setitem__(key, value)
+            if key[0] == "a":
+                store.get("b", CPU, lambda: "B")
+
+    monkeypatch.setattr(store, "_recent", Shared())
+    assert store.get("a", CPU, lambda: "A") == "A"
+    assert store.get("b", CPU, lambda: "made anew") == "B"
+    assert store.get("a", CPU, lambda: "A") == "A"
 
 
 def test_what_a_captured_graph_reads_stays_and_what_it_makes_is_its_own(monkeypatch):

@@ -35,7 +35,7 @@ class Kept:
         room: entries that are kept, besides those of graphs.
     """
 
-    def __init__(self, room: int = 64) -> None:
+    def __init__(self, room: int = 256) -> None:
         self._room = room
         self._recent: OrderedDict[Hashable, object] = OrderedDict()
         self._captured: dict[Hashable, object] = {}
@@ -48,12 +48,14 @@ class Kept:
                 return make()
             return self._captured.setdefault(key, found)  # type: ignore[return-value]
         here = (key, stream(device))
-        if here not in self._recent:
-            self._recent[here] = make()
-            if len(self._recent) > self._room:
-                self._recent.popitem(last=False)
-        self._recent.move_to_end(here)
-        return self._recent[here]  # type: ignore[return-value]
+        # Taken out and put back behind all others: what another thread drops meanwhile is no loss.
+        found = self._recent.pop(here, None)
+        if found is None:
+            found = make()
+        self._recent[here] = found
+        if len(self._recent) > self._room:
+            self._recent.popitem(last=False)
+        return found  # type: ignore[return-value]
 
     def _latest(self, key: Hashable) -> object | None:
         """From any stream: a capture starts when all of them are done."""

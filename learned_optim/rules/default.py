@@ -27,7 +27,7 @@ say. The class here has three headings: its state and its weights; the three sta
 whole matrices.
 
 Nothing depends on the scale of the loss, while the root mean square of a tensor's gradient is
-between 1e-15 and 1e14 in float32; outside that range, steps are finite and bounded but no longer
+between 1e-12 and 1e13 in float32; outside that range, steps are finite and bounded but no longer
 the same.
 """
 
