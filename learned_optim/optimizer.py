@@ -3,8 +3,8 @@
 A step reads: `_collect` the parameters into batches; for each, `see_` matrices in their bases,
 `survey` the gradients, `control` each tensor, `move` the coordinates. What happens in there is the
 backend's and the rule's business. What options and gradients may be is in `options`, what a
-checkpoint must be in `resume`, where the numbers of a distributed parameter lie in `shards`, who
-warns of broken gradients in `alarm`.
+checkpoint must be in `resume`, where the numbers of a distributed parameter lie in `shards`, what
+can move together in `together`, who warns of broken gradients in `alarm`.
 
 The class in the order of its life, under four headings: it is made, with its rules and groups
 (`__init__` to `add_param_group`); it takes steps (`step`, `_move`), for which it lays out what
@@ -41,6 +41,7 @@ from learned_optim.backends import (
 from learned_optim.hub import load_rule
 from learned_optim.options import check_dense, check_options
 from learned_optim.rules import UpdateRule, Weights, compute_dtype
+from learned_optim.together import alike, apart, factor
 from learned_optim.weights import LoadedRule
 
 DEFAULT_RULE = "default"
@@ -259,8 +260,8 @@ class LearnedOptimizer(Optimizer):
         found = []
         for group in self.param_groups:
             self._init_group(group)
-            for params in _alike(group["params"]).values():
-                for some in _apart(params):
+            for params in alike(group["params"]).values():
+                for some in apart(params):
                     found += self._batches(group, some)
         return found
 
@@ -270,7 +271,7 @@ class LearnedOptimizer(Optimizer):
         slots = [self._slot(param, rule) for param in params]
         device, dtype = slots[0].param.device, slots[0].param.dtype
         compute = compute_dtype(dtype)
-        lr = _factor(group["lr"], device, compute)
+        lr = factor(group["lr"], device, compute)
         kind = choose(rule, device, dtype, group["fused"])
         if kind not in self._backends:
             self._backends[kind] = kind()
@@ -295,7 +296,7 @@ class LearnedOptimizer(Optimizer):
         first step and all others are one graph.
         """
         rule = self._rule_of(group).rule
-        for (device, dtype), params in _alike(group["params"]).items():
+        for (device, dtype), params in alike(group["params"]).items():
             self._weights(group, device, compute_dtype(dtype))
             for param in params:
                 state = self.state[param]
@@ -396,7 +397,7 @@ class LearnedOptimizer(Optimizer):
                     local = shards.to_local(param.detach())
                     owed = shards.to_local(state[key])[row]
                     weights = self._weights(group, local.device, owed.dtype)
-                    lr = _factor(group["lr"], local.device, owed.dtype)
+                    lr = factor(group["lr"], local.device, owed.dtype)
                     yield Place(local, owed, lr * (1 - rule.share(weights, group["total_steps"])))
 
     # -- copied, pickled, resumed ------------------------------------------------------------------
@@ -432,39 +433,3 @@ class LearnedOptimizer(Optimizer):
         rules = [self._rule_of(group).rule for group in self.param_groups]
         with resume.loading(self, rules):
             super().load_state_dict(state_dict)
-
-
-def _factor(lr: float | Tensor, device: torch.device, dtype: torch.dtype) -> float | Tensor:
-    """A group's `lr`; as a tensor, `()`, where the arithmetic can use it."""
-    if not isinstance(lr, Tensor):
-        return lr
-    # A number on the host serves every device; one on a device serves that device.
-    return lr.reshape(()).to(lr.device if lr.device.type == "cpu" else device, dtype)
-
-
-def _apart(params: list[Tensor]) -> list[list[Tensor]]:
-    """The same in lists of which none has two parameters on one memory.
-
-    Parameters of one list may be moved side by side, where the last one written would be all that
-    is left of such two.
-    """
-    if torch.compiler.is_compiling():
-        return [params]
-    rounds: list[list[Tensor]] = []
-    seen: dict[int, int] = {}
-    for param in params:
-        place = shards.memory_of(param)
-        number = seen[place] = seen.get(place, -1) + 1
-        if number == len(rounds):
-            rounds.append([])
-        rounds[number].append(param)
-    return rounds
-
-
-def _alike(params: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:
-    """Those with a gradient, by device and dtype."""
-    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for param in params:
-        if param.grad is not None:
-            alike.setdefault((param.device, param.dtype), []).append(param)
-    return alike

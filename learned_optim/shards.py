@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+_PLAIN = {Tensor, torch.nn.Parameter}
 # A device mesh, and the dimensions of it that a tensor is cut along.
 Cut = tuple[Any, tuple[int, ...]]
 
@@ -20,20 +21,14 @@ Cut = tuple[Any, tuple[int, ...]]
 def is_sharded(tensor: Tensor) -> bool:
     """Whether it is a DTensor."""
     # Misses of hasattr are slow, and a step asks for every tensor of every parameter.
-    if type(tensor) in (Tensor, torch.nn.Parameter):
+    if type(tensor) in _PLAIN:
         return False
     return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
 
 
 def is_whole(tensor: Tensor) -> bool:
     """Whether `to_local` would return the tensor itself."""
-    return type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_complex()
-
-
-def memory_of(tensor: Tensor) -> int:
-    """The same for two plain tensors that begin at one place of memory; else of each its own."""
-    plain = type(tensor) in (Tensor, torch.nn.Parameter)
-    return (plain and tensor.data_ptr()) or id(tensor)
+    return type(tensor) in _PLAIN and not tensor.is_complex()
 
 
 def is_flattened(tensor: Tensor) -> bool:

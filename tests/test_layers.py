@@ -25,6 +25,7 @@ LAYERS = {
     "factory": 0,
     "averages": 0,
     "options": 0,
+    "together": 0,
     "matrices": 0,
     "bases": 0,
     "kernels": 0,
