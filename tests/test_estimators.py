@@ -14,7 +14,7 @@ import torch
 
 from learned_optim.meta_training.estimators import ES, ESTIMATORS, NRES, PES, TBPTT
 from learned_optim.meta_training.estimators.base import told_horizon
-from learned_optim.meta_training.meta_loss import Sum
+from learned_optim.meta_training.meta_loss import Log, LogTail, Sum
 from learned_optim.meta_training.truncation import Constant, Worker
 from learned_optim.rules import L2L, Default, LearnableSGD
 from learned_optim.tasks import MnistMLP
@@ -116,6 +116,62 @@ def test_a_diverging_member_counts_as_the_cap_and_is_reported():
     )
     assert estimate.non_finite == 6  # both members of three pairs
     assert estimate.meta_loss == pytest.approx(60 * 5.0 * 0.5, rel=1e-6)
+
+
+class BrokenBowlTask(BowlTask):
+    """Of the runs some begin beyond all numbers."""
+
+    def init(self, generator):
+        broken = torch.rand((), generator=generator) < 0.5
+        return {"theta": torch.full((1,), math.inf if broken else 1.0)}, {}
+
+
+class BrokenBowl(TaskFamily):
+    name = "broken_bowl"
+
+    def sample(self, generator):
+        return BrokenBowlTask()
+
+
+@pytest.mark.parametrize("cls", [ES, PES, NRES])
+def test_a_run_that_begins_beyond_all_numbers_counts_for_nothing_and_is_reported(cls):
+    rule, worker = LearnableSGD(learning_rate=RATE), Worker(BrokenBowl(), 6, Constant(4), 0, 0)
+    weights = rule.init_weights(torch.Generator())
+    estimate = cls(unroll=4).estimate(rule, weights, worker, Sum())
+    whole = cls(unroll=4).estimate(rule, weights, Worker(Bowl(), 6, Constant(4), 0, 0), Sum())
+    broken = int((~worker.extra["first_loss"].isfinite()).sum())
+    assert 0 < broken < 12
+    assert estimate.non_finite == broken
+    slope, unbroken = float(estimate.grads["log_lr"]), float(whole.grads["log_lr"])
+    assert slope < 0
+    assert unbroken < slope  # all six pull the same way
+
+
+class DeepBowlTask(BowlTask):
+    def loss(self, params, batch):
+        return super().loss(params, batch) - 5.0
+
+
+class DeepBowl(TaskFamily):
+    name = "deep_bowl"
+
+    def sample(self, generator):
+        return DeepBowlTask()
+
+
+@pytest.mark.parametrize("meta_loss", [Log(), LogTail()], ids=["log", "log_tail"])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_losses_without_a_logarithm_teach_nothing_under_one_and_are_reported(name, meta_loss):
+    rule, worker = LearnableSGD(learning_rate=RATE), Worker(DeepBowl(), 2, Constant(4), 0, 0)
+    weights = rule.init_weights(torch.Generator())
+    estimate = ESTIMATORS[name](unroll=4).estimate(rule, weights, worker, meta_loss)
+    assert estimate.non_finite == (2 if name == "tbptt" else 4)
+    assert not any(grad.any() for grad in estimate.grads.values())
+
+
+def test_a_floor_below_zero_is_refused():
+    with pytest.raises(ValueError, match=r"floor must be 0 or more but is -1\.0"):
+        Log(floor=-1.0)
 
 
 def test_clipped_differences_bound_the_estimate_and_are_counted():

@@ -68,6 +68,8 @@ class Final(MetaLoss):
 class Log(MetaLoss):
     """The mean logarithm over the window: every task and phase counts by ratios.
 
+    A window with a loss below `-floor` has none, and counts as one that diverged.
+
     Args:
         floor: added to the loss, so that a solved task stops to dominate.
     """
@@ -75,6 +77,10 @@ class Log(MetaLoss):
     name: ClassVar[str] = "log"
 
     floor: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if self.floor < 0:
+            raise ValueError(f"floor must be 0 or more but is {self.floor}")
 
     def __call__(self, losses: Tensor) -> Tensor:
         """See `MetaLoss`."""
@@ -85,7 +91,8 @@ class Log(MetaLoss):
 class LogTail(MetaLoss):
     """The logarithm of the mean over the end of the window: what counts once training is done.
 
-    Only with an estimator whose window is the whole episode is that the end of training.
+    Only with an estimator whose window is the whole episode is that the end of training. A mean
+    below `-floor` has no logarithm, and its window counts as one that diverged.
 
     Args:
         fraction: of the steps.

@@ -23,7 +23,8 @@ class Estimate:
         meta_loss: the meta-loss of the window, averaged likewise.
         inner_steps: inner steps made, all runs and perturbations counted.
         coordinate_steps: the same times the coordinates of the optimizee.
-        non_finite: runs (both members of a pair count) whose window held a non-finite loss.
+        non_finite: runs (both members of a pair count) whose window held a non-finite loss or had
+            a non-finite meta-loss.
     """
 
     grads: Weights

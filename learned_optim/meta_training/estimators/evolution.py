@@ -52,7 +52,8 @@ class Evolution(GradientEstimator):
         sigma: standard deviation of the perturbation of each meta-parameter, before a constraint
             (`Outer.odd`) takes part of it away.
         loss_cap: an inner loss counts at most this many times the run's first loss (which is a
-            scale: it may not be negative); NaN and infinity count as that, and are reported.
+            scale: it may not be negative); NaN and infinity count as that, and are reported. A
+            pair whose first loss or meta-loss is not finite counts for nothing, and is reported.
         difference_clip: largest difference of the meta-losses of a pair; 0 does not clip.
         late: a window that ends at fraction x of the episode counts x^late, so that the end of
             training matters more than its beginning.
@@ -108,6 +109,8 @@ class Evolution(GradientEstimator):
         values = meta_loss(capped / worker.unit(capped)) * self._window_weight(worker)
         objective = values + worker.pull * gaps
         difference = objective[:, 0] - objective[:, 1]
+        comparable = difference.isfinite()
+        difference = torch.where(comparable, difference, 0.0)
         clipped = self._clip(difference)
         stats = {
             "last_loss": float(capped[-1].mean()),
@@ -123,7 +126,7 @@ class Evolution(GradientEstimator):
             meta_loss=float(values.mean()),
             inner_steps=losses.numel(),
             coordinate_steps=losses.numel() * worker.layout.coordinates,
-            non_finite=int(broken.any(0).sum()),
+            non_finite=int((broken.any(0) | ~comparable.unsqueeze(1)).sum()),
             stats=stats | ({"imitation": float(gaps.mean())} if worker.pull else {}),
         )
 

@@ -98,19 +98,19 @@ class TBPTT(GradientEstimator):
     def estimate(
         self, rule: UpdateRule, weights: Weights, worker: Worker, meta_loss: MetaLoss
     ) -> Estimate:
-        """See `GradientEstimator`. A window with a non-finite loss ends the episode."""
+        """See `GradientEstimator`. A non-finite loss or meta-loss ends the episode."""
         start = worker.current(rule).step
         length = min(self.unroll, worker.stop_at - start)
         grads, losses, distance = self._window(rule, weights, worker, meta_loss, length)
-        value = float(meta_loss(losses / worker.unit(losses)).mean())
-        finite = torch.isfinite(losses).all(0)
+        values = meta_loss(losses / worker.unit(losses))
+        finite = torch.isfinite(losses).all(0) & values.isfinite()
         healthy = bool(finite.all()) and all(bool(g.isfinite().all()) for g in grads.values())
         if not healthy:
             worker.abandon()
             grads = {key: torch.zeros_like(value) for key, value in weights.items()}
         return Estimate(
             grads=grads,
-            meta_loss=value,
+            meta_loss=float(values.mean()),
             inner_steps=losses.numel(),
             coordinate_steps=losses.numel() * worker.layout.coordinates,
             non_finite=0 if healthy else max(1, int((~finite).sum())),
