@@ -165,10 +165,13 @@ class MetaTrainer:
         limit = self.recipe.outer.clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.weights.values()), limit))
         rate = learning_rate(self.recipe.outer, self.step_count)
+        finite = math.isfinite(norm)
         self.last = {"grad_norm": norm, "clipped": float(norm > limit), "lr": rate}
+        self.last["skipped"] = float(not finite)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.step()
+        if finite:  # one bad step would leave NaN in the meta-parameters for good
+            self.optimizer.step()
         self._average()
         self.step_count += 1
         return [

@@ -15,6 +15,7 @@ from learned_optim.meta_training.outer_loop import MetaTrainer
 from learned_optim.meta_training.picture import draw
 from learned_optim.meta_training.recipe_file import read_recipe
 from learned_optim.meta_training.truncation import moved
+from learned_optim.reporting import finite
 from learned_optim.weights import LoadedRule, in_memory, load_folder, save_folder
 
 
@@ -43,7 +44,8 @@ def run(
     Raises:
         RecipeError: for a recipe that can not be used.
         CheckpointError: if there is a checkpoint and `resume` is not given, if there is none and
-            it is, if it is of another recipe, or if one can not be read or written.
+            it is, if it is of another recipe, or if one can not be read or written; at the end, if
+            no validation had a finite score, as then no rule is better than another.
         DeviceUnavailable: for a device that is not here.
     """
     recipe, folder = Path(recipe), output_folder(recipe, output)
@@ -63,6 +65,12 @@ def run(
         )
     with _log(folder, trainer.step_count) as log:
         train(trainer, folder, log, progress=progress)
+    if trainer.best_step < 0:
+        raise checkpoint.CheckpointError(
+            f"no validation had a finite score, so {path} holds no best rule and none is written: "
+            "the losses were NaN, infinite or, for a score of logarithms, negative. Mend the model "
+            "or the recipe, then start afresh with another --output"
+        )
     if parallel.rank() != 0:
         best = moved(trainer.best_weights, "cpu")
         return in_memory(trainer.rule, best, name=trainer.recipe.name)
@@ -102,12 +110,13 @@ def export(trainer: MetaTrainer, recipe: Path, folder: Path) -> LoadedRule:
         "validation": {
             "score": trainer.best_score,
             "outer_step": trainer.best_step,
-            "history": trainer.history,
+            "history": [{k: finite(v) for k, v in row.items()} for row in trainer.history],
         },
         "outer_steps": trainer.step_count,
         "hours": trainer.seconds / 3600,
     }
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(metrics, indent=1, allow_nan=False)
+    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
     draw(trainer.history, trainer.recipe.name, folder / "curves.png")
     card = folder / "README.md"
     # A card that is there may hold limits and figures of benchmarks, which nobody here knows.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,7 +27,8 @@ class Result(NamedTuple):
         family: index of the task entry.
         steps: inner steps.
         curve: `(steps + 1, runs)`.
-        value: what it adds to the score; infinite where a loss of the tail is not finite.
+        value: what it adds to the score; infinite where a loss of the tail is not finite, or has
+            no logarithm that the score asks for.
     """
 
     family: int
@@ -61,13 +63,14 @@ class Validator:
         value = final.mean()
         if self.config.score == "log_adam":
             value = self._log_ratio(final, family, steps)
-        finite = bool(final.isfinite().all())
-        return Result(family, steps, curve, float(value) if finite else float("inf"))
+        finite = bool(final.isfinite().all() & value.isfinite())
+        return Result(family, steps, curve, float(value) if finite else math.inf)
 
     def score(self, results: Sequence[Result]) -> float:
-        """Mean over families and lengths, and `worst` times the maximum."""
+        """Mean over families and lengths, and `worst` times the maximum; infinite, never NaN."""
         values = [result.value for result in results]
-        return sum(values) / len(values) + self.config.worst * max(values)
+        mean, worst = sum(values) / len(values), self.config.worst
+        return mean + worst * max(values) if worst else mean  # 0 times infinity is NaN
 
     def _optimizees(self, family: int) -> tuple[Task, list[int]]:
         # The seed is no recipe's: every run of meta-training is judged on the same optimizees.
