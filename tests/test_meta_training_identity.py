@@ -88,6 +88,19 @@ def test_what_may_change_as_a_run_goes_on_is_let_through(state):
     assert trainer.step_count == 2
 
 
+@pytest.mark.parametrize("old", [False, True], ids=["now", "before the field was there"])
+def test_a_field_that_came_later_is_compared_too(state, old):
+    saved = copy.deepcopy(state)
+    if old:
+        del saved["recipe"]["rule"]["state"]
+    MetaTrainer(parse_recipe(TABLE)).load_state_dict(saved)
+    half = MetaTrainer(parse_recipe(changed(rule={"state": "float16"})))
+    with pytest.raises(CheckpointError, match=r"rule\.state is 'float32' in .* and 'float16' in"):
+        half.load_state_dict(saved)
+    with pytest.raises(CheckpointError, match=r"rule\.state is 'float16' in .* and 'float32' in"):
+        MetaTrainer(parse_recipe(TABLE)).load_state_dict(half.state_dict())
+
+
 def test_the_number_of_steps_is_part_of_a_recipe_whose_rate_falls_towards_the_last():
     falling = [changed(outer={"steps": steps, "final_lr": 0.1}) for steps in (4, 5)]
     one, other = (MetaTrainer(parse_recipe(table)) for table in falling)

@@ -13,7 +13,6 @@ from typing import Any
 
 from learned_optim.meta_training.checkpoint import CheckpointError
 from learned_optim.meta_training.recipe import Recipe
-from learned_optim.rules.base import told_fields
 
 
 def identity(recipe: Recipe, start: str, learned: str) -> dict[str, Any]:
@@ -44,26 +43,44 @@ def _weights(sha256: str) -> str:
 def plain(value: Any) -> Any:  # noqa: ANN401
     """Dataclasses as dicts, with the name that they are registered under, and tuples as lists."""
     if dataclasses.is_dataclass(value):
-        fields = {name: plain(getattr(value, name)) for name in told_fields(value)}
+        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         name = getattr(type(value), "name", None)
         return fields if name is None else {"name": name, **fields}
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def check(state: Mapping[str, Any], now: dict[str, Any], steps: int) -> None:
+def filled(saved: Any, value: Any) -> Any:  # noqa: ANN401
+    """`saved`, of `plain`, with the `later` fields that older ones lack where they mean a default.
+
+    Args:
+        saved: from a checkpoint.
+        value: the dataclass, or what it holds, that is to go on with it.
+    """
+    if isinstance(saved, list) and isinstance(value, tuple):
+        return [filled(one, of) for one, of in itertools.zip_longest(saved, value)]
+    if not isinstance(saved, dict) or not dataclasses.is_dataclass(value):
+        return saved
+    below = {key: filled(each, getattr(value, key, None)) for key, each in saved.items()}
+    for field in dataclasses.fields(value):
+        if field.metadata.get("later"):
+            below.setdefault(field.name, field.default)
+    return below
+
+
+def check(state: Mapping[str, Any], now: dict[str, Any], recipe: Recipe) -> None:
     """Refuse the state of another run.
 
     Args:
         state: of a `MetaTrainer`. Those from before the recipe was in it are let through.
         now: `identity` of the run that is to go on with it.
-        steps: outer steps of that run.
+        recipe: of that run.
 
     Raises:
         CheckpointError: naming the first key that differs, with both values.
     """
     if "recipe" not in state:
         return
-    found = difference(state["recipe"], now)
+    found, steps = difference(filled(state["recipe"], recipe), now), recipe.outer.steps
     if not found and state["step"] > steps:
         found = f"outer.steps is {steps} in the recipe, but {state['step']} steps have been made"
     if found:

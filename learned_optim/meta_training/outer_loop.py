@@ -261,7 +261,7 @@ class MetaTrainer:
         Raises:
             checkpoint.CheckpointError: if the checkpoint belongs to another recipe; see `identity`.
         """
-        identity.check(state, self._identity(), self.recipe.outer.steps)
+        identity.check(state, self._identity(), self.recipe)
         shapes = {key: tuple(value.shape) for key, value in state["weights"].items()}
         if shapes != self.rule.weight_shapes() or len(state["workers"]) != len(self.workers):
             raise checkpoint.CheckpointError(

@@ -91,7 +91,7 @@ def later(default: object) -> Any:  # noqa: ANN401 - a field is typed by its ann
 def told_fields(value: Any) -> list[str]:  # noqa: ANN401 - of any dataclass
     """Names of the fields that a dataclass is told apart by: of `later` ones those that differ.
 
-    So what was saved before such a field was there, checkpoints too, still is of the same rule.
+    So what was saved before such a field was there still is of the same rule.
     """
     return [
         field.name
