@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from learned_optim.errors import WeightsError
 from learned_optim.meta_training.estimators import GradientEstimator
 from learned_optim.meta_training.estimators.tbptt import TBPTT
 from learned_optim.meta_training.imitation import Imitation
@@ -18,8 +19,28 @@ from learned_optim.meta_training.yardstick import Normalise
 from learned_optim.rules import UpdateRule
 from learned_optim.tasks.base import TaskFamily
 from learned_optim.tasks.splits import check_together, check_trainable
+from learned_optim.weight_checks import check_name
 
 SCORES = ("loss", "log_adam")
+# Those of torch.optim that step along dense gradients of any shape, without a closure.
+OPTIMIZERS = tuple(
+    name
+    for name in (
+        "Adadelta",
+        "Adafactor",  # from torch 2.5 on
+        "Adagrad",
+        "Adam",
+        "AdamW",
+        "Adamax",
+        "ASGD",
+        "NAdam",
+        "RAdam",
+        "RMSprop",
+        "Rprop",
+        "SGD",
+    )
+    if hasattr(torch.optim, name)
+)
 
 
 class RecipeError(ValueError):
@@ -62,7 +83,7 @@ class Outer:
 
     Attributes:
         steps: updates of the meta-parameters.
-        optimizer: a class of torch.optim.
+        optimizer: a class of torch.optim, one of `OPTIMIZERS`.
         lr: its learning rate.
         final_lr: fraction of `lr` that a cosine reaches at the last step; 1 keeps it constant.
         warmup: steps over which the rate rises linearly.
@@ -89,8 +110,11 @@ class Outer:
             raise ValueError(f"steps >= 1, lr > 0, clips >= 0, warmup >= 0 expected: {self}")
         if not 0 <= self.final_lr <= 1 or not 0 <= self.ema < 1:
             raise ValueError(f"final_lr in [0, 1] and ema in [0, 1) expected: {self}")
-        if not issubclass(getattr(torch.optim, self.optimizer, object), torch.optim.Optimizer):
-            raise ValueError(f"optimizer must be a class of torch.optim but is {self.optimizer!r}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"optimizer must be a class of torch.optim that can train a rule, one of "
+                f"{', '.join(OPTIMIZERS)}, but is {self.optimizer!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -164,7 +188,7 @@ class Recipe:
     """A whole meta-training run.
 
     Attributes:
-        name: of the rule that comes out.
+        name: of the rule that comes out, see `weight_checks.check_name`.
         seed: of everything random.
         rule: the rule with its config.
         tasks: the families sampled.
@@ -181,8 +205,8 @@ class Recipe:
         checkpoint_minutes: time between two checkpoints.
 
     Raises:
-        ValueError: for no tasks, for some that must not be mixed, or for a rule that the estimator
-            can not train.
+        ValueError: for a name that no rule may have, for no tasks, for some that must not be
+            mixed, or for a rule that the estimator can not train.
     """
 
     name: str
@@ -202,6 +226,10 @@ class Recipe:
     checkpoint_minutes: float = 1.0
 
     def __post_init__(self) -> None:
+        try:
+            check_name(self.name, "the trained rule")
+        except WeightsError as error:
+            raise RecipeError(str(error)) from error
         if not self.tasks:
             raise ValueError("tasks is empty: name at least one family to train on, as [[tasks]]")
         check_together(entry.family for entry in self.tasks)

@@ -37,8 +37,10 @@ else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 T = TypeVar("T")
-# TOML has infinities, NaN and integers of any length; all of them would surprise later.
-_LARGEST = 1e300
+_PLAIN = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+# TOML has infinities and NaN, and its reader takes integers of any length; all of them would
+# surprise later. Floats go into tensors of float32, where optimizers still multiply them.
+_LARGEST = {"int": 2**62, "float": 1e30}
 
 _TABLES = {
     "outer": Outer,
@@ -57,10 +59,10 @@ def read_recipe(path: str | Path) -> Recipe:
     """
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors may write a BOM
     except OSError as error:
         raise RecipeError(f"can not read the recipe {path}: {error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of TOML, of UTF-8, or of an integer of thousands of digits
         raise RecipeError(f"{path} is not valid TOML: {error}") from error
     return parse_recipe(table)
 
@@ -125,28 +127,52 @@ def _build_named(where: str, registry: Mapping[str, type[T]], table: object) -> 
 
 
 def build(where: str, cls: type[T], table: object) -> T:
-    """Construct a dataclass from a table, refusing unknown keys with the nearest known one."""
+    """Construct a dataclass from a table, refusing unknown keys with the nearest known one.
+
+    Raises:
+        RecipeError: for such a key, one that is missing, or a value that is not allowed.
+    """
     values = _table(where, table)
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key, value in values.items():
         if key not in known:
             raise RecipeError(f"[{where}] has no key {key!r}{_nearest(key, known)}")
-        _check_type(where, known[key], value)
+        _check_type(f"[{where}] {key}", str(known[key].type), value)
+    missing = [key for key, field in known.items() if _needed(field) and key not in values]
+    if missing:
+        raise RecipeError(f"[{where}] is missing {', '.join(missing)}, which has no default")
     try:
         return cls(**values)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"[{where}]: {error}") from error
 
 
-def _check_type(where: str, known: dataclasses.Field[Any], value: Any) -> None:  # noqa: ANN401
-    allowed = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
-    types = allowed.get(str(known.type))
-    if types is None:
+def _needed(field: dataclasses.Field[Any]) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
+
+
+def _check_type(where: str, annotation: str, value: Any) -> None:  # noqa: ANN401
+    """Refuse what a field of plain values, or a list of them, can not hold; pass over others."""
+    annotation = annotation.removesuffix(" | None")  # TOML has no None
+    element = annotation.removeprefix("tuple[").removesuffix(", ...]")
+    if element not in _PLAIN:
         return
+    if element == annotation:
+        _check_plain(where, element, value)
+    elif not isinstance(value, list | tuple):
+        raise RecipeError(f"{where} must be a list, each of type {element}, but is {value!r}")
+    else:
+        for index, each in enumerate(value):
+            _check_plain(f"{where}[{index}]", element, each)
+
+
+def _check_plain(where: str, kind: str, value: Any) -> None:  # noqa: ANN401
+    types = _PLAIN[kind]
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-        raise RecipeError(f"[{where}] {known.name} must be of type {known.type} but is {value!r}")
-    if float in types and not -_LARGEST < value < _LARGEST:
-        raise RecipeError(f"[{where}] {known.name} must be a finite number but is {value!r}")
+        raise RecipeError(f"{where} must be of type {kind} but is {value!r}")
+    largest = _LARGEST.get(kind)
+    if largest and not -largest < value < largest:
+        raise RecipeError(f"{where} must be a number below {largest:.2g} in size but is {value!r}")
 
 
 def _nearest(key: str, known: Mapping[str, Any]) -> str:

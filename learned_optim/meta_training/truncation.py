@@ -92,8 +92,10 @@ class HeavyTailed(Horizon):
 
     def sample(self, rng: torch.Generator) -> int:
         """See `Horizon`."""
-        u = torch.rand((), generator=rng).item()
-        return min(self.high, round(self.low * (1 - u) ** (-1 / self.tail)))
+        left = 1 - torch.rand((), generator=rng).item()
+        if -math.log(left) >= self.tail * math.log(self.high / self.low):
+            return self.high  # here the power may overflow
+        return round(self.low * left ** (-1 / self.tail))
 
 
 HORIZONS: dict[str, type[Horizon]] = {
