@@ -14,7 +14,7 @@ from learned_optim.factory import seed_all
 from learned_optim.meta_training import RecipeError, run
 from learned_optim.meta_training.recipe_file import read_recipe
 from learned_optim.meta_training.unroll import Runs
-from learned_optim.tasks import OwnModel
+from learned_optim.tasks import OwnModel, own_model
 
 KINDS = ("regression", "attention", "recurrent", "convolution")
 
@@ -97,6 +97,12 @@ def test_running_statistics_are_no_memory_between_calls():
     value = runs.evaluate(params, batch)[1]
     runs.evaluate(params, runs.next_batch())
     assert torch.equal(runs.evaluate(params, batch)[1], value)
+
+
+def test_no_loss_builds_a_model_anew_however_many_runs_there_are(monkeypatch: pytest.MonkeyPatch):
+    runs = runs_of("regression", list(range(own_model.BUILT + 6)))
+    monkeypatch.delattr(own_model, "build")
+    runs.evaluate(runs.start(), runs.next_batch())
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ have to come from the random generators of Python, NumPy or torch and from nothi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import ClassVar
 
@@ -26,7 +26,7 @@ from learned_optim.factory import (
 )
 from learned_optim.tasks.base import Batch, Params, Split, Task, TaskFamily
 
-BUILT = 64  # models that are kept: those of training and of validation
+BUILT = 64  # models that are kept when their run is over: validation asks for the same ones again
 SEEDS = 2**31
 
 
@@ -82,12 +82,19 @@ class OwnModelTask(Task):
     """
 
     model: str
+    # However many runs there are, none may have its model built anew for each loss.
+    in_use: dict[int, _Closed] = field(default_factory=dict, compare=False, repr=False)
     batched: ClassVar[bool] = False
+
+    def _closed(self, seed: int) -> _Closed:
+        if seed not in self.in_use:
+            self.in_use[seed] = _built(self.model, seed)
+        return self.in_use[seed]
 
     def init(self, generator: torch.Generator) -> tuple[Params, Batch]:
         """As the function makes it under a seed."""
         seed = _seed(generator)
-        named = _built(self.model, int(seed)).model.named_parameters()
+        named = self._closed(int(seed)).model.named_parameters()
         params = {name: p.detach().clone() for name, p in named if p.requires_grad}
         return params, {"built": seed}
 
@@ -97,7 +104,7 @@ class OwnModelTask(Task):
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """What `loss` of the user's says under the seed; all random generators are seeded."""
-        closed = _built(self.model, int(batch["built"]))
+        closed = self._closed(int(batch["built"]))
         seed_all(int(batch["drawn"]))
         named = {f"model.{name}": value for name, value in params.items()}
         # The faster kernels of attention have no second derivative.
