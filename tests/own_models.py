@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -82,6 +83,12 @@ def convolution() -> Made:
 def from_an_iterator() -> Made:
     model, batches = nn.Linear(8, 1), iter([torch.zeros(1, 8), torch.ones(1, 8)] * 9)
     return model, lambda: model(next(batches)).sum()
+
+
+def with_unseeded_data() -> Made:
+    x = torch.from_numpy(np.random.default_rng().normal(size=(32, 8))).float()
+    model = nn.Linear(8, 1)
+    return model, lambda: model(x[torch.randint(32, (8,))]).square().mean()
 
 
 def in_double() -> Made:

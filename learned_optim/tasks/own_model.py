@@ -56,21 +56,26 @@ def _built(model: str, seed: int) -> _Closed:
 
 @lru_cache
 def _check(model: str) -> None:
-    """Ask the loss of one model twice.
+    """Ask the loss of one model twice, and that of the same model built again.
 
     Raises:
         FactoryError: it is nothing that can be trained, or two losses under one seed differ.
     """
-    problem, losses = _built(model, 0).problem, []
-    for _ in range(2):
-        seed_all(1)
-        losses.append(float(take_loss(problem).detach()))
-    if losses[0] != losses[1]:
-        raise FactoryError(
-            f"loss() of {model} gives {losses[0]:.6g}, then {losses[1]:.6g} under one seed: a "
-            "minibatch must be drawn from the random generators, as x[torch.randint(len(x), (32,))]"
-            " is, and not come from an iterator, and a call must not change the model"
-        )
+    closed, again = _built(model, 0), _built.__wrapped__(model, 0)
+    first, *others = (_loss_under_seed(one.problem) for one in (closed, closed, again))
+    for other in others:
+        if other != first:
+            raise FactoryError(
+                f"loss() of {model} gives {first:.6g}, then {other:.6g} under one seed: data, start"
+                " and minibatches must be drawn from the random generators of Python, NumPy or"
+                " torch, as x[torch.randint(len(x), (32,))] is, and not come from an iterator or"
+                " from np.random.default_rng(), and a call must not change the model"
+            )
+
+
+def _loss_under_seed(problem: Problem) -> float:
+    seed_all(1)
+    return float(take_loss(problem).detach())
 
 
 @dataclass(frozen=True)
