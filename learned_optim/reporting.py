@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,6 +55,19 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
         cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def ready(folder: Path) -> None:
+    """Make the report's folder, before runs whose results would be lost without it.
+
+    Raises:
+        OSError: no file can be written there.
+        ModuleNotFoundError: matplotlib, which draws the picture, is not installed.
+    """
+    import matplotlib.figure  # noqa: F401
+
+    folder.mkdir(parents=True, exist_ok=True)
+    TemporaryFile(dir=folder).close()
 
 
 def draw_band(

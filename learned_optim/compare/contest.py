@@ -21,6 +21,7 @@ from learned_optim.compare.training import Contender, Run, train
 from learned_optim.factory import Factory, build, load_factory
 from learned_optim.hub import load_rule
 from learned_optim.optimizer import DEFAULT_RULE, LearnedOptimizer
+from learned_optim.reporting import ready
 from learned_optim.weights import LoadedRule
 
 # The comparison runs on seeds 0, 1, ...; Adam's rates are searched on seeds from here on.
@@ -120,11 +121,14 @@ def run_compare(config: CompareConfig) -> Report:
         FactoryError: the user's function is not there or returns something else than agreed.
         WeightsError, WeightsUnavailable: the rule cannot be had.
         ModuleNotFoundError: an extra is missing.
+        OSError: the folder cannot be written to.
     """
     from tqdm import tqdm
 
     rule = load_rule(config.rule)
     factory = load_factory(config.model) if isinstance(config.model, str) else config.model
+    folder = Path(config.folder)
+    ready(folder)
     with tqdm(unit="step", disable=config.quiet, leave=False) as bar:
 
         def runs(contender: Contender, first_seed: int, count: int) -> list[Run]:
@@ -142,12 +146,12 @@ def run_compare(config: CompareConfig) -> Report:
             )
             entries.append(Entry(best, runs(best, 0, config.seeds), grid))
     report = Report(
-        model=config.model if isinstance(config.model, str) else factory.__qualname__,
+        model=_name(config.model),
         steps=config.steps,
         rule=rule,
         entries=entries,
         tuning_runs=config.tuning_seeds,
-        folder=Path(config.folder),
+        folder=folder,
     )
     report.write()
     return report
@@ -156,6 +160,10 @@ def run_compare(config: CompareConfig) -> Report:
 def _evaluates(factory: Factory) -> bool:
     """Whether contenders are compared by the user's `evaluate`."""
     return build(factory, 0).evaluate is not None
+
+
+def _name(model: str | Factory) -> str:
+    return model if isinstance(model, str) else getattr(model, "__qualname__", repr(model))
 
 
 def _untuned(config: CompareConfig, rule: LoadedRule, *, evaluated: bool) -> list[Contender]:

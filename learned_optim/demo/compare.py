@@ -25,6 +25,7 @@ from learned_optim.demo.digits import (
 from learned_optim.demo.report import Contender, Network, Report
 from learned_optim.hub import load_rule
 from learned_optim.optimizer import DEFAULT_RULE, LearnedOptimizer
+from learned_optim.reporting import ready
 from learned_optim.weights import LoadedRule
 
 # The evaluation runs on seeds 0, 1, ...; the grid is searched on seeds from here on.
@@ -60,6 +61,8 @@ class DemoConfig:
     quiet: bool = False
 
     def __post_init__(self) -> None:
+        if not self.activations:
+            raise ValueError(f"activations must name some of {sorted(ACTIVATIONS)} but are empty")
         for activation in self.activations:
             if activation not in ACTIVATIONS:
                 known = sorted(ACTIVATIONS)
@@ -137,6 +140,7 @@ def run_demo(config: DemoConfig) -> Report:
     Raises:
         DataUnavailable, ModuleNotFoundError: where an extra is missing, saying how to get it.
         WeightsError, WeightsUnavailable: where the rule cannot be had.
+        OSError: where the folder cannot be written to.
     """
     try:
         from tqdm import tqdm
@@ -144,7 +148,8 @@ def run_demo(config: DemoConfig) -> Report:
         raise ModuleNotFoundError(
             "the demo needs tqdm: pip install 'learned-optim[meta-training]'"
         ) from error
-    rule = load_rule(config.rule)
+    rule, folder = load_rule(config.rule), Path(config.folder)
+    ready(folder)
     runs = len(config.rates) * config.tuning_seeds + 3 * config.seeds
     total = len(config.activations) * runs * config.steps
     with one_thread(), tqdm(total=total, unit="step", disable=config.quiet) as bar:
@@ -153,6 +158,6 @@ def run_demo(config: DemoConfig) -> Report:
         for activation in config.activations:
             bar.set_description(f"digits, {activation}")
             networks.append(comparison.network(activation, rule))
-    report = Report(networks, rule.name, rule.sha256, Path(config.folder))
+    report = Report(networks, rule.name, rule.sha256, folder)
     report.write()
     return report
