@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from learned_optim.errors import WeightsError
 
@@ -117,9 +118,14 @@ def build(factory: Factory, seed: int) -> Problem:
     """Seed everything, call the factory and check what it returns.
 
     Raises:
-        FactoryError: it returns something else, or a model without parameters to train.
+        FactoryError: it wants arguments, or returns something else or a model without parameters
+            to train.
         FunctionFailed: see `users`.
     """
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        raise FactoryError(f"the factory is called without arguments, but: {error}") from None
     seed_all(seed)
     with users("the factory"):
         made = factory()
@@ -135,6 +141,36 @@ def build(factory: Factory, seed: int) -> Problem:
     if not problem.parameters:
         raise FactoryError("the model has no parameter with requires_grad, so nothing to train")
     return problem
+
+
+def build_anew(factory: Factory) -> Problem:
+    """Build twice, and find out whether training of the first model would be seen in the second.
+
+    Returns:
+        The second, under seed 0.
+
+    Raises:
+        FactoryError: it starts elsewhere than the first; and see `build`.
+        FunctionFailed: see `users`.
+    """
+    params = _made(build(factory, 0))
+    starts = [param.detach().clone() for param in params]
+    with torch.no_grad():
+        for param in params:
+            param.add_(1)
+    problem = build(factory, 0)
+    if not all(map(torch.equal, starts, _made(problem))):
+        raise FactoryError(
+            "the factory, called twice under one seed, gives parameters that start elsewhere the "
+            "second time: make the model inside the function, and draw its start from the random "
+            "generators of Python, NumPy or torch"
+        )
+    return problem
+
+
+def _made(problem: Problem) -> list[nn.Parameter]:
+    """Without those of lazy layers, which have no values before the first loss."""
+    return [param for param in problem.parameters if not is_lazy(param)]
 
 
 def take_loss(problem: Problem) -> Tensor:

@@ -9,14 +9,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from learned_optim import LoadedRule
-from learned_optim.compare import CompareConfig, Problem, Report, contest, run_compare
+from learned_optim.compare import CompareConfig, FactoryError, Problem, Report, contest, run_compare
 from learned_optim.demo import DemoConfig, run_demo
 from learned_optim.demo import compare as demo
+from learned_optim.factory import build, build_anew
 from learned_optim.rules import Adam
 from learned_optim.weights import in_memory
 
@@ -81,6 +83,56 @@ def test_matplotlib_is_missed_before_the_runs(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ModuleNotFoundError, match="matplotlib"):
         report(tmp_path)
+
+
+MADE_ONCE = nn.Linear(2, 1)
+
+
+def on_one_storage() -> Problem:
+    model = nn.Linear(2, 1)
+    model.weight = nn.Parameter(MADE_ONCE.weight.detach())
+    return of(model)
+
+
+def unseeded() -> Problem:
+    model = nn.Linear(2, 1)
+    drawn = np.random.default_rng().normal(size=(1, 2))
+    model.weight.data = torch.from_numpy(drawn).float()
+    return of(model)
+
+
+@pytest.mark.parametrize("factory", [lambda: of(MADE_ONCE), on_one_storage, unseeded])
+def test_a_model_that_is_not_made_anew_is_refused(factory: Callable[[], Problem], tmp_path: Path):
+    with pytest.raises(FactoryError, match="make the model inside the function"):
+        compared(factory, tmp_path)
+
+
+def reset() -> Problem:
+    """One model that starts anew all the same."""
+    MADE_ONCE.reset_parameters()
+    return of(MADE_ONCE)
+
+
+def lazy() -> Problem:
+    model = nn.LazyLinear(1)
+    return Problem(model, lambda: model(torch.ones(1, 2)).sum())
+
+
+@pytest.mark.parametrize("factory", [fresh, reset])
+def test_a_model_that_starts_anew_is_accepted_and_starts_where_its_seed_says(
+    factory: Callable[[], Problem],
+):
+    expected = build(fresh, 0).model.get_parameter("weight")
+    assert torch.equal(build_anew(factory).model.get_parameter("weight"), expected)
+
+
+def test_lazy_layers_are_compared_like_others(tmp_path: Path):
+    assert "LearnedOptimizer is level with Adam, default" in compared(lazy, tmp_path).text
+
+
+def test_a_function_that_wants_arguments_is_refused(tmp_path: Path):
+    with pytest.raises(FactoryError, match=r"without arguments, but: missing .* 'model'"):
+        compared(of, tmp_path)  # pyright: ignore[reportArgumentType]
 
 
 def test_the_demo_wants_a_network():

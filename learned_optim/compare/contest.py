@@ -18,7 +18,7 @@ from torch import nn
 
 from learned_optim.compare.report import Entry, Report
 from learned_optim.compare.training import Contender, Run, train
-from learned_optim.factory import Factory, build, load_factory
+from learned_optim.factory import Factory, build_anew, load_factory
 from learned_optim.hub import load_rule
 from learned_optim.optimizer import DEFAULT_RULE, LearnedOptimizer
 from learned_optim.reporting import ready
@@ -118,7 +118,8 @@ def run_compare(config: CompareConfig) -> Report:
         The report, whose `text` is for people to read.
 
     Raises:
-        FactoryError: the user's function is not there or returns something else than agreed.
+        FactoryError: the user's function is not there, returns something else than agreed or no
+            fresh model.
         WeightsError, WeightsUnavailable: the rule cannot be had.
         ModuleNotFoundError: an extra is missing.
         OSError: the folder cannot be written to.
@@ -127,6 +128,7 @@ def run_compare(config: CompareConfig) -> Report:
 
     rule = load_rule(config.rule)
     factory = load_factory(config.model) if isinstance(config.model, str) else config.model
+    evaluated = build_anew(factory).evaluate is not None
     folder = Path(config.folder)
     ready(folder)
     with tqdm(unit="step", disable=config.quiet, leave=False) as bar:
@@ -138,7 +140,7 @@ def run_compare(config: CompareConfig) -> Report:
 
         entries = [
             Entry(contender, runs(contender, 0, config.seeds))
-            for contender in _untuned(config, rule, evaluated=_evaluates(factory))
+            for contender in _untuned(config, rule, evaluated=evaluated)
         ]
         for anneal in (False, True):
             best, grid = _tuned(
@@ -155,11 +157,6 @@ def run_compare(config: CompareConfig) -> Report:
     )
     report.write()
     return report
-
-
-def _evaluates(factory: Factory) -> bool:
-    """Whether contenders are compared by the user's `evaluate`."""
-    return build(factory, 0).evaluate is not None
 
 
 def _name(model: str | Factory) -> str:
