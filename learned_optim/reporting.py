@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
@@ -70,11 +70,17 @@ def ready(folder: Path) -> None:
     TemporaryFile(dir=folder).close()
 
 
+def scale(values: Iterable[float]) -> str:
+    """`log` for an axis whose finite values are all positive, else `linear`."""
+    shown = [value for value in values if math.isfinite(value)]
+    return "log" if shown and min(shown) > 0 else "linear"
+
+
 def draw_band(
     axes: Axes, steps: Sequence[int], curves: Sequence[Sequence[float]], color: str, label: str
 ) -> None:
     """The median of several runs' curves, and the band between their extremes."""
-    values = torch.tensor(curves)
+    values = torch.tensor(curves, dtype=torch.float64)
     low, high = values.amin(0), values.amax(0)
     axes.plot(steps, values.quantile(0.5, dim=0), color=color, label=label, lw=1.8)
     axes.fill_between(steps, low, high, color=color, alpha=0.18, lw=0)

@@ -5,6 +5,7 @@ however odd, keeps the table and the picture from being made.
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from learned_optim.compare import CompareConfig, FactoryError, Problem, Report, 
 from learned_optim.demo import DemoConfig, run_demo
 from learned_optim.demo import compare as demo
 from learned_optim.factory import build, build_anew
+from learned_optim.reporting import scale
 from learned_optim.rules import Adam
 from learned_optim.weights import in_memory
 
@@ -153,3 +155,29 @@ def test_a_callable_without_a_name_is_called_as_it_is_shown(
     factory: Callable[[], Problem], tmp_path: Path
 ):
     assert compared(factory, tmp_path).text.startswith(f"{factory!r}, 2 steps")
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, -1.0, 0.0, 1e-50, 1e39])
+def test_whatever_is_evaluated_there_are_a_table_and_a_picture(value: float, tmp_path: Path):
+    text = compared(lambda: fresh()._replace(evaluate=lambda: value), tmp_path).text
+    assert (tmp_path / "compare.png").is_file()
+    assert "nan" not in text
+    # A ratio means something between positive losses only.
+    ratios = {line.split()[-3] for line in text.splitlines()[2:7]}
+    assert ratios == {"1.00" if 0 < value < math.inf else "-"}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], "linear"),
+        ([math.inf, math.nan], "linear"),
+        ([math.inf, 0.5], "log"),
+        ([0.0, 0.5], "linear"),
+        ([-math.inf, 0.5], "log"),
+    ],
+)
+def test_an_axis_is_logarithmic_where_all_that_is_finite_is_positive(
+    values: list[float], expected: str
+):
+    assert scale(values) == expected

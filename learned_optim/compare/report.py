@@ -13,7 +13,7 @@ from statistics import median
 import torch
 
 from learned_optim.compare.training import Contender, Run, points
-from learned_optim.reporting import against, aligned, draw_band, finite, plain
+from learned_optim.reporting import against, aligned, draw_band, finite, plain, scale
 from learned_optim.weights import LoadedRule
 
 COLORS = ("#d1495b", "#8f2d56", "#b8bfca", "#5c80bc", "#1d3557")
@@ -89,14 +89,15 @@ class Report:
         table = [["", "final", "lowest", "highest", "/ best", "seconds", "runs to tune"]]
         for entry in self.entries:
             finals = [run.final for run in entry.runs]
-            ratio = entry.final / best if 0 < best < math.inf else math.nan
+            # Where the best is not positive, or not there, a ratio would mean nothing.
+            ratio = f"{entry.final / best:.2f}" if 0 < best < math.inf else "-"
             numbers = [f"{value:.4g}" for value in (entry.final, min(finals), max(finals))]
             tuning = len(entry.grid) * self.tuning_runs
             table.append(
                 [
                     entry.contender.name,
                     *numbers,
-                    f"{ratio:.2f}",
+                    ratio,
                     f"{entry.seconds:.1f}",
                     str(tuning),
                 ]
@@ -172,7 +173,9 @@ class Report:
         figure = Figure(figsize=(10.4, 4.8), layout="constrained")
         left, right = figure.subplots(1, 2)
         values = [value for entry in self.entries for run in entry.runs for value in run.curve]
-        scale = "log" if min(values) > 0 else "linear"
+        searched = [
+            value for entry in self.entries for value in (entry.final, *entry.grid.values())
+        ]
         colors = [*COLORS[:1], *[AT_MEAN] * (len(self.entries) > len(COLORS)), *COLORS[1:]]
         for entry, color in zip(self.entries, colors, strict=True):
             curves = [[_shown(value) for value in run.curve] for run in entry.runs]
@@ -182,8 +185,10 @@ class Report:
                 right.plot(list(entry.grid), finals, "o-", color=color, label=entry.contender.name)
             else:
                 right.axhline(_shown(entry.final), color=color, label=entry.contender.name, lw=1.4)
-        left.set(xlabel="step", ylabel="loss", yscale=scale, title="Median and range over seeds")
-        right.set(xlabel="Adam's rate", xscale="log", yscale=scale, title="The search")
+        left.set(xlabel="step", ylabel="loss", title="Median and range over seeds")
+        left.set_yscale(scale(values))
+        right.set(xlabel="Adam's rate", xscale="log", title="The search")
+        right.set_yscale(scale(searched))
         for axes in (left, right):
             plain(axes)
         names, labels = left.get_legend_handles_labels()
