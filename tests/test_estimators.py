@@ -209,7 +209,7 @@ def test_the_horizon_is_told_to_the_stated_share_of_episodes():
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_every_estimator_lowers_the_meta_loss_of_the_lstm_rule(name):
+def test_every_estimator_gives_finite_gradients_and_the_same_ones_when_resumed(name):
     """Contract: shapes, counts, finite numbers, and a worker that resumes to the same estimate."""
     rule = L2L(layers=1, hidden=3)
     weights = rule.init_weights(torch.Generator().manual_seed(0))
