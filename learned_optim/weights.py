@@ -31,13 +31,13 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
+from learned_optim import files
 from learned_optim.rules import UpdateRule, Weights
 from learned_optim.weight_checks import (
     CONFIG_FILE,
@@ -154,8 +154,8 @@ def save_folder(
         raise WeightsError(f"{name}: RULES[{rule.name!r}] is another class than {type(rule)}")
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    _replace(path / WEIGHTS_FILE, blob)
-    _replace(path / CONFIG_FILE, config)
+    files.write(path / WEIGHTS_FILE, blob)
+    files.write(path / CONFIG_FILE, config)
     return loaded
 
 
@@ -308,19 +308,3 @@ def _blob(weights: Weights) -> bytes:
         for key, value in weights.items()
     }
     return safetensors.torch.save(tensors, metadata={"format": "pt"})
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old bytes or the new, never a mix."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp makes files that only their owner reads; weights are to be shared.
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink()
-        raise
