@@ -8,7 +8,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from learned_optim.meta_training import checkpoint, parallel
+from learned_optim import files
+from learned_optim.meta_training import checkpoint, lock, parallel
+from learned_optim.meta_training.checkpoint import CheckpointError
 from learned_optim.meta_training.loop import Log, train
 from learned_optim.meta_training.model_card import render
 from learned_optim.meta_training.outer_loop import MetaTrainer
@@ -44,29 +46,49 @@ def run(
     Raises:
         RecipeError: for a recipe that can not be used.
         CheckpointError: if there is a checkpoint and `resume` is not given, if there is none and
-            it is, if it is of another recipe, or if one can not be read or written; at the end, if
-            no validation had a finite score, as then no rule is better than another.
+            it is, if it is of another recipe, if one can not be read, if another run is at work
+            in `output`, or if nothing can be written there; at the end, if no validation had a
+            finite score, as then no rule is better than another.
         DeviceUnavailable: for a device that is not here.
     """
     recipe, folder = Path(recipe), output_folder(recipe, output)
-    trainer = MetaTrainer(read_recipe(recipe), parallel.place(device))
     path = folder / "checkpoint.pt"
+    if resume and not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}: start without --resume")
+    trainer = MetaTrainer(read_recipe(recipe), parallel.place(device))
     if trainer.recipe.imitation.learned:
         trainer.learn_from(load_folder(recipe.parent / trainer.recipe.imitation.learned))
     if trainer.recipe.start:
         trainer.start_from(load_folder(recipe.parent / trainer.recipe.start).weights)
-    if resume:
-        trainer.load_state_dict(checkpoint.load(path))
-        if parallel.rank() == 0:
-            checkpoint.sweep(path)
-    if path.exists() and not resume:
-        raise checkpoint.CheckpointError(
-            f"{path} exists: pass --resume to go on with it, or another --output to start afresh"
-        )
-    with _log(folder, trainer.step_count) as log:
-        train(trainer, folder, log, progress=progress)
+    with lock.held(path):
+        _begin(trainer, path, resume=resume)
+        with _log(folder, trainer.step_count) as log:
+            train(trainer, folder, log, progress=progress)
+        return _finish(trainer, recipe, path)
+
+
+def _begin(trainer: MetaTrainer, path: Path, *, resume: bool) -> None:
+    """From the checkpoint `path`, or from nothing if there is none."""
+    if not resume:
+        if path.exists():
+            raise CheckpointError(
+                f"{path} exists: pass --resume to go on with it, or another --output to start "
+                "afresh"
+            )
+        return
+    state = checkpoint.load(path)
+    try:
+        trainer.load_state_dict(state)
+    except (KeyError, TypeError) as error:
+        raise checkpoint.unusable(path, error) from error
+    if parallel.rank() == 0:
+        checkpoint.sweep(path)
+
+
+def _finish(trainer: MetaTrainer, recipe: Path, path: Path) -> LoadedRule:
+    """Export the best rule to the folder of the checkpoint `path`, if this process is the first."""
     if trainer.best_step < 0:
-        raise checkpoint.CheckpointError(
+        raise CheckpointError(
             f"no validation had a finite score, so {path} holds no best rule and none is written: "
             "the losses were NaN, infinite or, for a score of logarithms, negative. Mend the model "
             "or the recipe, then start afresh with another --output"
@@ -74,7 +96,8 @@ def run(
     if parallel.rank() != 0:
         best = moved(trainer.best_weights, "cpu")
         return in_memory(trainer.rule, best, name=trainer.recipe.name)
-    return export(trainer, recipe, folder)
+    with checkpoint.writing(path):
+        return export(trainer, recipe, path.parent)
 
 
 def output_folder(recipe: str | Path, output: str | Path | None) -> Path:
@@ -90,7 +113,6 @@ def _log(folder: Path, step: int) -> Iterator[Log]:
     if parallel.rank() != 0:
         yield _Silent()
         return
-    folder.mkdir(parents=True, exist_ok=True)
     with SummaryWriter(str(folder), purge_step=step) as writer:
         yield writer
 
@@ -122,5 +144,5 @@ def export(trainer: MetaTrainer, recipe: Path, folder: Path) -> LoadedRule:
     # A card that is there may hold limits and figures of benchmarks, which nobody here knows.
     if not card.exists():
         text = render(trainer.recipe.name, trainer.rule, "recipe.toml", metrics)
-        card.write_text(text, encoding="utf-8")
+        files.write(card, text.encode())
     return loaded
