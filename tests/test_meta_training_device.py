@@ -103,7 +103,7 @@ def test_the_check_of_placement_can_fail():
 def test_a_device_that_is_not_here_is_a_clear_error(tmp_path):
     recipe = tmp_path / "r.toml"
     recipe.write_text('name = "x"\n[rule]\nname = "adam"\n[[tasks]]\nfamily = "quadratic"\n')
-    for wrong in ("cuda:99", "gpu"):
+    for wrong in ("cuda:99", "gpu", "meta"):
         with pytest.raises(parallel.DeviceUnavailable, match=f"'{wrong}' can not be used"):
             meta_training.run(recipe, output=tmp_path / "out", progress=False, device=wrong)
     assert not (tmp_path / "out").exists()

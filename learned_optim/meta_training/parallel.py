@@ -36,7 +36,7 @@ def place(device: str) -> torch.device:
         found = torch.device(device)
         if found.type == "cuda" and found.index is None:
             found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.zeros(1, device=found).add_(1)
+        torch.zeros(1, device=found).add_(1).item()  # meta has no numbers
         if found.type == "cuda":
             torch.cuda.set_device(found)
     except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
