@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
-from learned_optim import WeightsError, __version__
-
-# What is raised for a wrong argument, file or connection, WeightsUnavailable included: the message
-# says all, so there is no traceback. Anything else is a bug and shows one.
-_EXPECTED = (OSError, WeightsError)
+from learned_optim import __version__
+from learned_optim.command import ending, stop
 
 _MODEL = "a function that returns (model, loss) or (model, loss, evaluate), called for each run"
 
 T = TypeVar("T")
-
-
-def _stop(error: Exception, advice: str = "") -> NoReturn:
-    """One line, and the exit code that argparse has for arguments that it refuses."""
-    print(f"error: {' '.join(str(error).split())}{advice}", file=sys.stderr)
-    sys.exit(2)
 
 
 def _configured(config: type[T], arguments: argparse.Namespace) -> T:
@@ -33,7 +23,7 @@ def _configured(config: type[T], arguments: argparse.Namespace) -> T:
     try:
         return config(**{key: value for key, value in given.items() if value is not None})
     except ValueError as error:
-        _stop(error)
+        stop(error)
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -50,16 +40,16 @@ def _compare(arguments: argparse.Namespace) -> None:
     try:
         report = run_compare(_configured(CompareConfig, arguments))
     except FactoryError as error:
-        _stop(error)
+        stop(error)
     folder = report.folder
     print(f"{report.text}\n\nCurves: {folder / 'compare.png'}, numbers: {folder / 'compare.json'}")
 
 
 def _meta_train(arguments: argparse.Namespace) -> None:
-    from learned_optim.meta_training import CheckpointError, DeviceUnavailable, RecipeError, run
-    from learned_optim.tasks.datasets import DataUnavailable
+    from learned_optim.meta_training import run
+    from learned_optim.meta_training.runner import REFUSALS
 
-    try:
+    with ending(*REFUSALS):
         loaded = run(
             arguments.recipe,
             output=arguments.output,
@@ -67,8 +57,6 @@ def _meta_train(arguments: argparse.Namespace) -> None:
             progress=not arguments.quiet,
             device=arguments.device,
         )
-    except (RecipeError, CheckpointError, DataUnavailable, DeviceUnavailable) as error:
-        _stop(error)
     print(f"{loaded.name}: weights sha256 {loaded.sha256}")
 
 
@@ -96,7 +84,7 @@ def _publish(arguments: argparse.Namespace) -> None:
             arguments.folder, arguments.repo, tag=arguments.tag, private=arguments.private
         )
     except ValueError as error:
-        _stop(error)
+        stop(error)
     print(f"Published. It is loaded with: rule={address!r}")
 
 
@@ -152,11 +140,5 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; `argv` is the process's by default."""
     arguments = _parser().parse_args(argv)
-    try:
+    with ending():
         arguments.call(arguments)
-    except _EXPECTED as error:
-        _stop(error)
-    except ModuleNotFoundError as error:
-        _stop(error, "; pip install 'learned-optim[meta-training]' has all that a command needs")
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -22,6 +22,7 @@ LAYERS = {
     "cells": 0,
     "alarm": 0,
     "errors": 0,
+    "command": 0,
     "files": 0,
     "factory": 0,
     "averages": 0,

@@ -1,10 +1,12 @@
-"""The folder of a run: one run at a time, full disks, damaged checkpoints, interrupts."""
+"""A run and its surroundings: its folder, full disks, damaged checkpoints, interrupts, errors."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from learned_optim import meta_training
-from learned_optim.meta_training import checkpoint
+from learned_optim import cli, meta_training
+from learned_optim.meta_training import __main__ as module
+from learned_optim.meta_training import checkpoint, loop
 from learned_optim.meta_training.checkpoint import CheckpointError
+from learned_optim.meta_training.outer_loop import MetaTrainer
 
 RECIPE = """
 name = "tiny"
@@ -48,6 +52,22 @@ def train(tmp_path: Path) -> Callable[..., Any]:
 
     def run(**options: Any) -> Any:
         return meta_training.run(recipe, output=tmp_path / "out", progress=False, **options)
+
+    return run
+
+
+@pytest.fixture(params=["learned-optim meta-train", "python -m learned_optim.meta_training"])
+def command(request, tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
+    """Run the recipe in `tmp_path/out`; the exit code, and what was printed to stderr."""
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+
+    def run(recipe: str = "recipe.toml") -> tuple[int, str]:
+        argv = [str(tmp_path / recipe), "--output", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["x", *argv])
+        with pytest.raises(SystemExit) as caught:
+            module.main() if "-m" in request.param else cli.main(["meta-train", *argv, "--quiet"])
+        assert isinstance(caught.value.code, int)
+        return caught.value.code, capsys.readouterr().err
 
     return run
 
@@ -142,3 +162,47 @@ def test_what_is_no_checkpoint_of_a_run_is_refused(train, tmp_path, content, mes
     torch.save(content, tmp_path / "out" / "checkpoint.pt")
     with pytest.raises(CheckpointError, match=f"can not be read .{message}.*start afresh"):
         train(resume=True)
+
+
+def test_an_interrupted_command_says_where_it_stopped_and_how_to_go_on(
+    command, tmp_path, monkeypatch
+):
+    step = MetaTrainer.step
+
+    def interrupted(self: MetaTrainer) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return step(self)
+
+    monkeypatch.setattr(MetaTrainer, "step", interrupted)
+    code, errors = command()
+    assert code == 130
+    assert errors.splitlines()[-1] == "stopped by a signal at step 1; --resume goes on"
+    assert checkpoint.load(tmp_path / "out" / "checkpoint.pt")["step"] == 1
+
+
+def test_what_is_no_bug_ends_a_command_with_one_line(command, tmp_path):
+    code, errors = command("none.toml")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert errors.startswith("error: can not read the recipe")
+    (tmp_path / "out").mkdir()
+    torch.save({}, tmp_path / "out" / "checkpoint.pt")
+    code, errors = command()
+    assert (code, errors.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_second_signal_acts_at_once_if_it_is_not_an_echo_of_the_first(train, monkeypatch, later):
+    came = []
+
+    def long(self: MetaTrainer) -> dict[str, float]:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+            came.append(1)
+        return {"step": 0.0, "score": 1.0}
+
+    monkeypatch.setattr(MetaTrainer, "validate", long)
+    monkeypatch.setattr(loop, "ONE_SIGNAL", 0.0 if later else 1000.0)
+    with pytest.raises(KeyboardInterrupt, match="^$" if later else "at step 1"):
+        train()
+    assert len(came) == (1 if later else 2)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

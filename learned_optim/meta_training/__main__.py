@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from learned_optim.command import ending
 from learned_optim.meta_training import parallel
-from learned_optim.meta_training.runner import output_folder, run
+from learned_optim.meta_training.runner import REFUSALS, output_folder, run
 
 
 def main() -> None:
@@ -16,15 +17,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--device", default="cpu", help="cpu, or cuda: one for each process")
     arguments = parser.parse_args()
-    folder = output_folder(arguments.recipe, arguments.output)
-    with parallel.group():
-        run(
-            arguments.recipe,
-            output=folder,
-            resume=(folder / "checkpoint.pt").exists(),
-            progress=parallel.rank() == 0,
-            device=arguments.device,
-        )
+    with ending(*REFUSALS):
+        folder = output_folder(arguments.recipe, arguments.output)
+        with parallel.group():
+            run(
+                arguments.recipe,
+                output=folder,
+                resume=(folder / "checkpoint.pt").exists(),
+                progress=parallel.rank() == 0,
+                device=arguments.device,
+            )
 
 
 if __name__ == "__main__":

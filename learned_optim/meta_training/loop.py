@@ -16,6 +16,8 @@ from learned_optim.meta_training.outer_loop import Contribution, MetaTrainer
 
 # Scalars that add up over workers and processes; of the others the mean is logged.
 COUNTS = ("non_finite", "clipped", "throughput")
+# Signals closer than this are one: a terminal and a launcher may both pass on what was sent once.
+ONE_SIGNAL = 3.0  # seconds
 
 
 class Log(Protocol):
@@ -31,10 +33,11 @@ def train(trainer: MetaTrainer, folder: Path, log: Log, *, progress: bool = True
 
     A checkpoint is written to `folder/checkpoint.pt` every `checkpoint_minutes`, after the last
     step, and on SIGINT or SIGTERM, always between two steps: a step that was cut short is made
-    again, from the same state.
+    again, from the same state. A second signal, `ONE_SIGNAL` later, does not wait for that: it
+    acts as it would without us.
 
     Raises:
-        KeyboardInterrupt: after the checkpoint that a signal asked for.
+        KeyboardInterrupt: after the checkpoint that a signal asked for, or at a second SIGINT.
     """
     from tqdm import tqdm
 
@@ -102,16 +105,21 @@ class Pace:
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """The signals that came, in place of their default action."""
-    came: list[int] = []
+def _interrupts() -> Iterator[list[float]]:
+    """When signals came, in place of their default action, which a second one has again."""
+    came: list[float] = []
     if threading.current_thread() is not threading.main_thread():
         yield came
         return
-    before = {
-        number: signal.signal(number, lambda received, _frame: came.append(received))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+
+    def note(number: int, frame: object) -> None:
+        came.append(time.monotonic())
+        if came[-1] - came[0] > ONE_SIGNAL:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+
+    caught: list[int] = [signal.SIGINT, signal.SIGTERM]
+    before = {number: signal.signal(number, note) for number in caught}
     try:
         yield came
     finally:

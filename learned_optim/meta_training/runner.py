@@ -15,10 +15,14 @@ from learned_optim.meta_training.loop import Log, train
 from learned_optim.meta_training.model_card import render
 from learned_optim.meta_training.outer_loop import MetaTrainer
 from learned_optim.meta_training.picture import draw
+from learned_optim.meta_training.recipe import RecipeError
 from learned_optim.meta_training.recipe_file import read_recipe
 from learned_optim.meta_training.truncation import moved
 from learned_optim.reporting import finite
 from learned_optim.weights import LoadedRule, in_memory, load_folder, save_folder
+
+# What `run` raises for what it was given; the message says all.
+REFUSALS = (RecipeError, CheckpointError, parallel.DeviceUnavailable)
 
 
 def run(
