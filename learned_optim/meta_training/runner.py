@@ -54,6 +54,9 @@ def run(
             in `output`, or if nothing can be written there; at the end, if no validation had a
             finite score, as then no rule is better than another.
         DeviceUnavailable: for a device that is not here.
+        DataUnavailable: a data set cannot be had.
+        WeightsUnavailable, WeightsError: what the recipe starts or learns from cannot be used.
+        FunctionFailed: a model of the user's own (`own_model`) raised an error.
     """
     recipe, folder = Path(recipe), output_folder(recipe, output)
     path = folder / "checkpoint.pt"
