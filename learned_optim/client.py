@@ -18,10 +18,10 @@ _PAUSES = (0.5, 1.0)
 # its version 1; later versions go on by themselves.
 _HUNG_UP = ("ChunkedEncodingError", "RemoteProtocolError")
 
-# The cache cannot be written: full, over a quota or a limit, or not allowed.
+# The cache cannot be written: full, over a quota or a limit, not allowed, or below a file.
 _NO_ROOM = {
     getattr(errno, name, None)  # Windows lacks one
-    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM")
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "ENOTDIR")
 } - {None}
 
 T = TypeVar("T")
@@ -68,6 +68,9 @@ def explain(repo: str, revision: str, error: Exception) -> str:
         why = f"the repository has no tag, branch or commit {revision!r}"
     elif isinstance(error, errors.EntryNotFoundError) and status(error) == 404:
         why = f"the repository is no rule: it lacks {WEIGHTS_FILE} or {CONFIG_FILE}"
+    elif isinstance(error, UnicodeDecodeError):
+        folder = f"models--{repo.replace('/', '--')}"
+        why = f"the cache {constants.HF_HUB_CACHE} is damaged: delete {folder} in it"
     elif getattr(error, "errno", None) in _NO_ROOM:
         why = f"the cache {constants.HF_HUB_CACHE} cannot be written; HF_HOME puts it elsewhere"
     else:

@@ -70,7 +70,7 @@ def load_rule(source: str | os.PathLike[str] | LoadedRule) -> LoadedRule:
         )
     if source in bundled_names():
         return load_bundled(source)
-    folder = Path(source).expanduser() if source.startswith("~") else Path(source)
+    folder = as_path(source)
     if os.path.isdir(folder):  # noqa: PTH112, as Path.is_dir raises for some names
         return load_folder(folder)
     repo, at, revision = source.partition("@")
@@ -79,6 +79,16 @@ def load_rule(source: str | os.PathLike[str] | LoadedRule) -> LoadedRule:
     if "/" in source or "\\" in source or source.startswith((".", "~")):
         return _load_missing_path(folder, source)
     return load_bundled(source)
+
+
+def as_path(source: str | os.PathLike[str]) -> Path:
+    """Where a source lies if it is a folder; in a `Path`, `~` is a name like any other."""
+    if not isinstance(source, str):
+        return Path(source)
+    try:
+        return Path(source).expanduser()
+    except (RuntimeError, ValueError):  # there is no such user, or can be none
+        return Path(source)
 
 
 def download(repo: str, revision: str, *, force: bool = False) -> Path:
@@ -146,6 +156,12 @@ def _load_from_hub(repo: str, revision: str) -> LoadedRule:
     folder = download(repo, revision)
     try:
         return _load_checked(folder)
+    except WeightsUnavailable as error:
+        # Something that is no file is in the place of one. The client leaves it there.
+        raise WeightsUnavailable(
+            f"{repo}@{revision} cannot be had from the cache: {error}. Delete {folder.parents[1]}, "
+            "and it is fetched anew"
+        ) from error
     except WeightsError as damage:
         # A damaged cache or download can be cured, once; a bad file on the Hub cannot.
         try:
@@ -193,7 +209,10 @@ def _cached(repo: str, revision: str) -> Path | None:
     """The folder of the cache that holds both files of this revision, if there is one."""
     from huggingface_hub import try_to_load_from_cache
 
-    weights = try_to_load_from_cache(repo, WEIGHTS_FILE, revision=revision)
+    try:
+        weights = try_to_load_from_cache(repo, WEIGHTS_FILE, revision=revision)
+    except (OSError, ValueError):  # its ref cannot be read, or is no text
+        return None
     if not isinstance(weights, str):
         return None
     folder = Path(weights).parent

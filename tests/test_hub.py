@@ -7,8 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,41 +35,6 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-def connect(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Let the client in this process talk to another address; it reads its own at import."""
-    from huggingface_hub import constants, file_download
-
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    for module in (constants, file_download):  # before 1.0 the second had its own
-        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-
-
-@pytest.fixture
-def server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
-    """A hub that the client in this process talks to, without a token, with an empty cache."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(variable, raising=False)
-    for name, value in {
-        "HF_HUB_CACHE": str(cache),
-        "HF_TOKEN_PATH": str(cache / "token"),
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-    }.items():
-        monkeypatch.setattr(constants, name, value)
-    with LoopbackHub() as running:
-        connect(monkeypatch, running.url)
-        yield running
 
 
 def blobs(cache: Path, large: bool) -> list[Path]:
@@ -131,7 +95,19 @@ def test_a_bundled_name_goes_before_a_folder_and_never_touches_the_network(
 
 @pytest.mark.parametrize(
     "source",
-    ["./rul", "../x@y/z", "/no/where", "~/nowhere", "a/b/c", "a\\b", ".", "a/b@c d", "a@/b"],
+    [
+        "./rul",
+        "../x@y/z",
+        "/no/where",
+        "~/nowhere",
+        "~nosuchuser/x",
+        "~\0",
+        "a/b/c",
+        "a\\b",
+        ".",
+        "a/b@c d",
+        "a@/b",
+    ],
 )
 def test_a_mistyped_path_is_called_a_path(
     source: str, tmp_path: Path, server: LoopbackHub, monkeypatch: pytest.MonkeyPatch
@@ -357,11 +333,11 @@ def test_a_server_that_hangs_is_given_up(
 
 
 def test_without_a_network_a_copy_is_used_and_none_is_unavailable(
-    files: dict[str, bytes], server: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+    files: dict[str, bytes], server: LoopbackHub, connect: Callable[[str], None]
 ):
     commit = server.put(REPO, files)
     hub.load_rule(f"{REPO}@main")
-    connect(monkeypatch, "http://127.0.0.1:1")
+    connect("http://127.0.0.1:1")
     with pytest.warns(UserWarning, match="from the cache"):
         assert hub.load_rule(f"{REPO}@main").name == "small"
     assert hub.load_rule(f"{REPO}@{commit}").name == "small"
