@@ -12,14 +12,19 @@ import torch
 
 from learned_optim import bases
 from learned_optim.cost import StepCost, step_cost
-from learned_optim.hub import load_rule
+from learned_optim.files import read_whole
+from learned_optim.hub import as_path, load_rule
 from learned_optim.publishing import licence
 from learned_optim.rules import UpdateRule
-from learned_optim.weights import bundled_folder, bundled_names
+from learned_optim.weights import WeightsError, bundled_folder, bundled_names
 
 _PLAIN = (str, int, float, bool)
 _DIGITS = 4
 _MANY = 10  # from here on no decimals
+# Of metrics: the size of the file, how deep values may lie, characters of a key or a value.
+_MAX_METRICS_BYTES = 1024 * 1024
+_DEPTH = 4
+_LONGEST = 200
 
 
 def describe(source: str | os.PathLike[str]) -> str:
@@ -52,7 +57,7 @@ def describe(source: str | os.PathLike[str]) -> str:
         facts["idle"] = f"{', '.join(idle)}: these networks' heads are zero, so steps do without"
     folder = _folder(source)
     if folder is not None:
-        facts["licence"] = licence(folder) or "not stated"
+        facts["licence"] = _plain(licence(folder) or "not stated")
         facts |= {f"metrics {key}": text for key, text in _metrics(folder)}
     return "\n".join(f"{key}: {value}" for key, value in facts.items())
 
@@ -96,28 +101,40 @@ def _folder(source: str | os.PathLike[str]) -> Path | None:
     """Where the files beside the weights lie; None for a rule on the Hub."""
     if isinstance(source, str) and source in bundled_names():
         return bundled_folder(source)
-    folder = Path(source).expanduser()
+    folder = as_path(source)
     return folder if folder.is_dir() else None
 
 
 def _metrics(folder: Path) -> Iterator[tuple[str, str]]:
-    """The plain values of `metrics.json`; curves and lists are left out."""
+    """The plain values of `metrics.json`; curves, lists and what lies deep are left out."""
     try:
-        content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        content = json.loads(
+            read_whole(folder / "metrics.json", _MAX_METRICS_BYTES).decode("utf-8")
+        )
     except FileNotFoundError:
         return
-    except (OSError, ValueError, RecursionError) as error:
-        yield "metrics.json", f"cannot be read: {error}"
+    except (OSError, ValueError, RecursionError, WeightsError) as error:
+        yield "metrics.json", f"cannot be read: {_plain(str(error))}"
         return
     if isinstance(content, dict):
-        yield from _flatten(content, "")
+        yield from _flatten(content, "", _DEPTH)
 
 
-def _flatten(values: Mapping[str, object], prefix: str) -> Iterator[tuple[str, str]]:
+def _flatten(values: Mapping[str, object], prefix: str, depth: int) -> Iterator[tuple[str, str]]:
     for key, value in values.items():
+        name = prefix + _plain(key)
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            if depth > 1:
+                yield from _flatten(value, f"{name}.", depth - 1)
         elif isinstance(value, float) and math.isfinite(value):
-            yield f"{prefix}{key}", f"{value:.{_DIGITS}g}"
+            yield name, f"{value:.{_DIGITS}g}"
         elif isinstance(value, _PLAIN):
-            yield f"{prefix}{key}", str(value)
+            yield name, _plain(str(value))
+
+
+def _plain(text: str) -> str:
+    """Of text that anyone may have written what can be printed in a line."""
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1]
+        for character in text[:_LONGEST]
+    )

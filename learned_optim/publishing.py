@@ -7,12 +7,15 @@ import re
 from pathlib import Path
 
 from learned_optim import client
+from learned_optim.files import read_head
 from learned_optim.weight_checks import CONFIG_FILE, WEIGHTS_FILE
 from learned_optim.weights import WeightsError, WeightsUnavailable, load_folder
 
 MODEL_CARD = "README.md"
 # All that `publish` uploads: whatever else lies in the folder (checkpoints, logs) stays there.
 PUBLISHED_FILES = (CONFIG_FILE, WEIGHTS_FILE, MODEL_CARD, "recipe.toml", "metrics.json")
+# Of a model card; its header is some lines.
+_HEADER_BYTES = 64 * 1024
 
 
 def publish(
@@ -73,12 +76,15 @@ def publish(
 
 
 def licence(folder: Path) -> str | None:
-    """The licence that the header of the folder's model card states, if it does."""
+    """The licence that the header of the folder's model card states, if it does.
+
+    Of the card no more than 64 KiB are read, which may end in the middle of a character.
+    """
     try:
-        text = (folder / MODEL_CARD).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = read_head(folder / MODEL_CARD, _HEADER_BYTES).decode("utf-8", errors="replace")
+    except OSError:
         return None
-    header = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    header = re.match(r"---\r?\n(.*?)\n---\r?\n", text, re.DOTALL)
     stated = header and re.search(r"^license: *(\S.*)$", header[1], re.MULTILINE)
     return stated[1].strip() if stated else None
 

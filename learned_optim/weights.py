@@ -279,21 +279,15 @@ def decode(config: bytes, blob: bytes, where: str) -> LoadedRule:
 
 
 def _read(folder: Path, file: str, limit: int) -> bytes:
-    """The bytes of a regular file, of which never more than `limit` + 1 are read."""
-    path = folder / file
-    if not os.path.isfile(path):  # noqa: PTH113, as Path.is_file raises where it may not look
+    try:
+        return files.read_whole(folder / file, limit)
+    except FileNotFoundError:
         raise WeightsUnavailable(
             f"{folder} has no {file}; a rule needs {CONFIG_FILE} and {WEIGHTS_FILE} "
             "(pickle files are never read; `learned_optim.weights.save_folder` writes both)"
-        )
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(limit + 1)
+        ) from None
     except OSError as error:
-        raise WeightsUnavailable(f"{path} cannot be read: {error}") from error
-    if len(data) > limit:
-        raise WeightsError(f"{path} is larger than the limit of {limit} bytes")
-    return data
+        raise WeightsUnavailable(f"{folder / file} cannot be read: {error}") from error
 
 
 def _encode_weights(rule: UpdateRule, weights: Weights, name: str) -> bytes:
