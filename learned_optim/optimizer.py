@@ -174,6 +174,9 @@ class LearnedOptimizer(Optimizer):
                 param_group["params"] = list(param_group["params"])
             param_group = dict(param_group)
             check_options({**self.defaults, **param_group})
+            total = param_group.get("total_steps", self.defaults["total_steps"])
+            # An integer of NumPy would keep torch.load from reading a checkpoint's plain values.
+            param_group["total_steps"] = None if total is None else int(total)
             param_group.update(self._remember(self._asked_for(param_group)))
         super().add_param_group(param_group)
         group = self.param_groups[-1]
