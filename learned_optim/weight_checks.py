@@ -30,6 +30,7 @@ MAX_WEIGHTS_BYTES = 16 * 1024 * 1024
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _REQUIRED_KEYS = ("format_version", "name", "rule", "config", "weights_sha256")
+_LONGEST = 300  # characters of what another check has to say
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
@@ -137,7 +138,13 @@ def build_rule(name: str, config: Mapping[str, Any], where: str) -> UpdateRule:
         values = {key: _typed(key, value, hints[key]) for key, value in config.items()}
         return rule_class(**values)
     except ValueError as error:
-        raise WeightsError(f"{where}: {error}") from None
+        raise WeightsError(f"{where}: {_clipped(error)}") from None
+
+
+def _clipped(error: Exception) -> str:
+    """The beginning of a message that may repeat a value, as long as the file has it."""
+    text = str(error)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _typed(key: str, value: object, hint: object) -> object:
@@ -169,7 +176,9 @@ def parse_weights(data: bytes, rule: UpdateRule, where: str) -> Weights:
         weights = safetensors.torch.load(data)
     # The parser has its own error for most damage, but lets KeyError, ValueError and others out.
     except Exception as error:
-        raise WeightsError(f"{where}: {WEIGHTS_FILE} is no valid safetensors: {error}") from error
+        raise WeightsError(
+            f"{where}: {WEIGHTS_FILE} is no valid safetensors: {_clipped(error)}"
+        ) from error
     check_weights(shapes, weights, where)
     return {key: weights[key] for key in shapes}
 
@@ -191,9 +200,15 @@ def check_weights(shapes: Mapping[str, tuple[int, ...]], weights: Weights, where
     _check_keys(weights, shapes, shapes, f"{where}: weights")
     for key, shape in shapes.items():
         tensor = weights[key]
+        if not isinstance(tensor, torch.Tensor) or tensor.is_meta:
+            kind = (
+                "on the meta device" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            )
+            raise WeightsError(f"{where}: weight {key} must be a tensor of numbers but is {kind}")
         if tuple(tensor.shape) != shape:
             raise WeightsError(
-                f"{where}: weight {key} must have shape {list(shape)} but has {list(tensor.shape)}"
+                f"{where}: weight {key} must have shape {list(shape)} but has "
+                f"{short(list(tensor.shape))}"
             )
         if tensor.dtype != torch.float32:
             raise WeightsError(f"{where}: weight {key} must be float32 but is {tensor.dtype}")
