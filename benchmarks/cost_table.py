@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.markdown import markdown, number
-from benchmarks.step_contenders import AVX2, BLOCKS, HALF, HALF_AVX2, MUON, SHIPPED, WITH_STAGE
+from benchmarks.step_contenders import AVX2, BARE, BLOCKS, HALF, HALF_AVX2, MUON, SHIPPED
 
 LARGE = ("1M", "5M", "transformer")
-OWN = ("C++ default", "C++ default, matrix stage", SHIPPED, WITH_STAGE)
+OWN = ("C++ default", "C++ default, matrix stage", BARE, SHIPPED)
+# Networks of matrices that are small, where eigenbases take the place of orthogonalised steps.
+SMALL = {"mlp": "128 x 784, 10 x 128", "width 128": "12 of 128 x 128"}
+SMALL |= {"width 64": "24 of 64 x 64", "small mlp": "2 of 64 x 64, 10 x 64"}
 # Times Adam foreach that a step of the rule `l2l` was to stay below.
 WIDE = {(2, 20): 30.0, (1, 8): 4.5, (1, 4): 2.0}
 NARROW = {(2, 20): 50.0, (1, 8): 6.5, (1, 4): 3.2}
@@ -37,15 +40,31 @@ def step_time(content: Mapping[str, Any]) -> str:
                 _span([cases[case]["ns_per_parameter"] for case in LARGE]),
                 number(content["limits"][str(size)]["arithmetic_ns"]) if bare else "-",
                 _span([cases[case]["times_adam_foreach"] for case in LARGE]),
+                _span([cases[case]["times_adamw_fused"] for case in LARGE]),
                 "-" if bound is None else number(bound),
                 number(cases["small"]["times_adam_foreach"]),
             ]
         )
     adam = [r for r in single if r["contender"] == "Adam foreach" and r["case"] in LARGE]
-    rows.append(["Adam (foreach)", _span([r["ns_per_parameter"] for r in adam]), "", "1", "", "1"])
+    fused = _span([r["times_adamw_fused"] for r in adam])
+    each = _span([r["ns_per_parameter"] for r in adam])
+    rows.append(["Adam (foreach)", each, "", "1", fused, "", "1"])
     header = ["A step, one CPU thread: rule (layers, units)", "ns a parameter", "arithmetic alone"]
-    header += ["times Adam", "bound we set", "76 tensors of 64: times Adam"]
-    return markdown(header, rows)
+    header += ["times Adam (foreach)", "times AdamW (fused)", "bound we set"]
+    header += ["76 tensors of 64: times Adam (foreach)"]
+    return f"{markdown(header, rows)}\n\n{_small(single)}"
+
+
+def _small(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rule as it ships and Muon, in times Adam, on networks of small matrices."""
+    times = {(row["case"], row["contender"]): row["times_adam_foreach"] for row in rows}
+    found = []
+    for case, matrices in SMALL.items():
+        ours, muon, bare = (times[case, name] for name in (SHIPPED, MUON, BARE))
+        found.append([matrices, *map(number, (ours, bare, muon, ours / muon))])
+    header = ["A step, one CPU thread, times Adam (foreach): matrices, and their vectors"]
+    header += ["`default`, as shipped", "no matrix stage", "Muon", "as shipped over Muon"]
+    return markdown(header, found)
 
 
 def _label(contender: str, size: tuple[int, ...]) -> str:

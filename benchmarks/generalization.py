@@ -16,7 +16,9 @@ chosen, and is run without and with `total_steps`, and without but evaluated wit
 their own `eval`. Final loss: the mean over the last 5 % of the steps. A ratio of two of them is
 clipped to [0.1, 10] in each run, after adding 1e-5 of the loss at the start to both; means over
 runs and problems are geometric, intervals are bootstrapped over problems. A late rise: the mean
-over the last 10 % of the steps is above 1.1 times the lowest such mean of the run.
+over the last 10 % of the steps is above 1.1 times the lowest such mean of the run; of a run that is
+looked at within `averaged` it says nothing, as only its last tenth is. `less` judges parts of a
+list: without what is no longer unseen, and without the data that training families have too.
 Baselines and controls are kept in results/baselines/generalization; needs the extra `benchmarks`
 only to fill that. Writes results/generalization_<split>.json and .png, problem by problem, and goes
 on from what it finds there of the same weights.
@@ -32,12 +34,13 @@ from typing import Any
 import torch
 
 from benchmarks.general.figure import RULE, draw
-from benchmarks.general.items import SPLITS, Item, chosen
+from benchmarks.general.items import LESS, SPLITS, Item, chosen
 from benchmarks.general.report import show
-from benchmarks.general.scores import judge
+from benchmarks.general.scores import judge, versus
 from benchmarks.general.steppers import Unrolled, learned
 from benchmarks.general.store import (
     ENDS,
+    MAIN,
     MakeStepper,
     Record,
     baselines,
@@ -100,6 +103,20 @@ def merged(items: list[Item], split: str, ours: Mapping[str, Record]) -> dict[st
     return found
 
 
+def judge_parts(
+    records: Mapping[str, Record], parts: Mapping[str, tuple[str, ...]]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """By part, entry and rival with a schedule or none, see `versus`; of what the part leaves."""
+    found = {}
+    for label, absent in parts.items():
+        left = {name: record for name, record in records.items() if name not in absent}
+        found[label] = {
+            key: {rival: versus(left, key, rival) for rival in MAIN}
+            for key in (RULE + end for end in ENDS)
+        }
+    return found
+
+
 def arguments() -> argparse.Namespace:
     """Of the command line."""
     parser = argparse.ArgumentParser(description="The learned rule on problems it never saw.")
@@ -131,6 +148,7 @@ def main() -> None:
     content = evaluate(options.split, items, rule, path, make, again=options.again)
     records = merged(items, options.split, content["items"])
     content["summary"] = {key: judge(records, key) for key in (RULE + end for end in ENDS)}
+    content["less"] = judge_parts(records, LESS.get(options.split, {}))
     write_json(path, content)
     show(records, content["summary"])
     draw(records, content["rule"]["name"], path.with_suffix(".png"))

@@ -21,7 +21,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
     """Schedulers of the rate act on both, checkpoints hold both.
 
     Args:
-        params: by name, as embeddings and heads are known by theirs.
+        params: by name, in the order of the network, as `muon_takes` wants them.
         lr: of both.
         weight_decay: decoupled, of both.
         foreach: of AdamW, see there.
@@ -35,8 +35,9 @@ class MuonAndAdamW(torch.optim.Optimizer):
         *,
         foreach: bool | None = None,
     ) -> None:
-        hidden = [p for name, p in params.items() if muon_takes(name, p.shape)]
-        others = [p for name, p in params.items() if not muon_takes(name, p.shape)]
+        taken = muon_takes({name: p.shape for name, p in params.items()})
+        hidden = [p for name, p in params.items() if name in taken]
+        others = [p for name, p in params.items() if name not in taken]
         muon = partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw")
         kinds = ((muon, hidden), (partial(torch.optim.AdamW, foreach=foreach), others))
         kinds = [(kind, tensors) for kind, tensors in kinds if tensors]

@@ -29,7 +29,7 @@ from benchmarks.cost_table import step_time
 from benchmarks.default_bases import column, kinds
 from benchmarks.default_headroom import by_horizon
 from benchmarks.default_headroom import table as gains
-from benchmarks.general.store import LABELS, MEAN, TOLD
+from benchmarks.general.store import LABELS, MAIN, MEAN, TOLD
 from benchmarks.markdown import markdown, number, with_interval
 from benchmarks.overview import FILES, PROBLEMS, overview
 from benchmarks.results import RESULTS
@@ -164,9 +164,23 @@ def generalization(content: Mapping[str, Any]) -> str:
         pairs = [pairs.get(rival + end) or pairs.get(rival) for end, pairs in found.items()]
         if all(pairs):
             rows.append([label, *(cell for pair in pairs for cell in _pair(pair))])
+    for part, entries in content.get("less", {}).items():
+        for rival in MAIN:
+            pairs = [entries["rule" + end][rival] for end in ends]
+            name = f"{LABELS[rival]}, {part} ({pairs[0]['problems']} problems)"
+            rows.append([name, *(cell for pair in pairs for cell in _pair(pair))])
     tests = [facts["test_versus"]["adam"] for facts in judged.values()]
-    rows.append(["Adam, best rate: test loss", *(cell for pair in tests for cell in _pair(pair))])
-    rises = [f"{facts['late_rises']} of {facts['runs']}" for facts in judged.values()]
+    rows.append(
+        [
+            "Adam, best rate by training loss: test loss",
+            *(cell for pair in tests for cell in _pair(pair)),
+        ]
+    )
+    # Within `averaged` only the last tenth is looked at, so nothing can be said to rise.
+    rises = [
+        "-" if end == MEAN else f"{facts['late_rises']} of {facts['runs']}"
+        for end, facts in judged.items()
+    ]
     rows.append(["runs that rise late", *(cell for rise in rises for cell in (rise, ""))])
     problems = judged[""]["versus"]["adam"]["problems"]
     header = [

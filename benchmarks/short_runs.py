@@ -5,7 +5,7 @@
 
 `default` without and with `total_steps`: on the families of `META_VALIDATION` from scratch, and on
 the networks that `benchmarks.generalization --split fine_tuning` goes on with. Three runs of each,
-against the best of 15 Adam rates, chosen for each problem and length on these very runs. Final
+against the best of 21 Adam rates, chosen for each problem and length on these very runs. Final
 loss: the mean over the last tenth. Ratios are geometric means, each run's clipped to [0.1, 10]
 after adding 1e-5 of the loss at the start to both. What `default` does in short runs was chosen on
 draws of the training families and the digits of the demo, not on these; but that trained and deep
@@ -28,6 +28,7 @@ from benchmarks.general.items import SPLITS
 from benchmarks.paper import report
 from benchmarks.plotting import STYLE, colour
 from benchmarks.results import provenance, write_json
+from learned_optim.meta_training import baseline
 from learned_optim.meta_training.baseline import loss_curve, tuned_adam
 from learned_optim.meta_training.seeding import derive_seed, generator
 from learned_optim.meta_training.unroll import Runs
@@ -37,6 +38,8 @@ from learned_optim.weights import LoadedRule, load_bundled
 
 LENGTHS = (10, 20, 50, 100, 200)
 RUNS, TAIL = 3, 0.1
+# Few steps want rates that many would not bear.
+RATES = (*baseline.RATES, *(10 ** (k / 4) for k in range(-1, 5)))
 # The lists, by their keys in the JSON, and what each entry of a problem is.
 LISTS = {"lengths": "from scratch", "fine_tuning": "fine-tuning"}
 ENTRIES = {"without": "not told", "with": "told"}
@@ -52,16 +55,16 @@ def families(key: str) -> dict[str, TaskFamily]:
 
 
 def ratios(name: str, family: TaskFamily, steps: int, rule: LoadedRule) -> dict[str, float]:
-    """The final loss over tuned Adam's, without and with the horizon."""
+    """The final loss over tuned Adam's, without and with the horizon; and Adam's rate."""
     task = family.sample(generator("short", name))
     seeds = [derive_seed("short", name, run) for run in range(RUNS)]
-    adam = tuned_adam(task, seeds, steps, TAIL)[0]
+    adam, rate = tuned_adam(task, seeds, steps, TAIL, RATES)
 
     def ratio(told: int | None) -> float:
         curve = loss_curve(rule.rule, rule.weights, Runs(task, seeds), steps, told)
         return math.exp(float(log_ratios(curve, adam, TAIL).mean()))
 
-    return {"without": ratio(None), "with": ratio(steps)}
+    return {"without": ratio(None), "with": ratio(steps), "adam_rate": rate}
 
 
 def measure(path: Path) -> None:

@@ -19,7 +19,7 @@ SIZES = [(2, 20), (1, 8), (1, 4)]  # layers, hidden units
 MUON, BLOCKS = "Muon, AdamW on the rest", "torch blocks"
 AVX2, HALF, HALF_AVX2 = "C++, AVX2", "C++, state in float16", "C++, AVX2, state in float16"
 # The bundled rule, whose idle networks steps do without.
-SHIPPED, WITH_STAGE = "C++ default as shipped", "C++ default as shipped, matrix stage"
+BARE, SHIPPED = "C++ default as shipped, no matrix stage", "C++ default as shipped"
 
 _LAYER = [(768, 256), (768,), (256, 256), (256,), (1024, 256), (1024,), (256, 1024), (256,)]
 _LAYER += [(256,)] * 4
@@ -29,6 +29,10 @@ CASES: dict[str, list[tuple[int, ...]]] = {
     # Six encoder layers of width 256, an embedding of 1000, positions and a final norm.
     "transformer": [(1000, 256), (64, 256), (256,), (256,), *_LAYER * 6],
     "mlp": [(128, 784), (128,), (10, 128), (10,)],
+    # Small matrices, which `default` sees in eigenbases.
+    "width 128": [(128, 128), (128,)] * 12,
+    "width 64": [(64, 64), (64,)] * 24,
+    "small mlp": [(64, 64), (64,), (64, 64), (64,), (10, 64), (10,)],
     "small": [(64,)] * 76,
 }
 
@@ -180,7 +184,7 @@ def contenders() -> list[Contender]:
             name = "C++ default" + (", matrix stage" if matrix else "")
             rule = _timed(Default(hidden=hidden, matrix=matrix))
             found.append(Contender(name, (1, hidden), _learned(rule, fused=True)))
-    for rule, name in ((without_matrix_stage(), SHIPPED), (load_rule("default"), WITH_STAGE)):
+    for rule, name in ((without_matrix_stage(), BARE), (load_rule("default"), SHIPPED)):
         found.append(Contender(name, None, _learned(rule, fused=True)))
     return found
 

@@ -15,9 +15,10 @@ from benchmarks.general import entries, items, store
 from benchmarks.general.entries import FURTHEST, best_of, beyond, tuned_entry, widened
 from benchmarks.general.figure import draw
 from benchmarks.general.grids import METHODS, MUON_QUINTICS, GridStepper, Method, muon_takes
-from benchmarks.general.items import SPLITS, Item, chosen
+from benchmarks.general.items import LESS, SPLITS, Item, chosen
 from benchmarks.general.scores import judge, log_ratio, mean_loss, profile, speed, versus
 from benchmarks.general.steppers import Instances, Packaged, Together, Unrolled, learned
+from benchmarks.general.store import MAIN
 from benchmarks.general.training import FLOOR, Outcome, summarize, train
 from benchmarks.readme_tables import table_of
 from learned_optim import LearnedOptimizer
@@ -111,7 +112,8 @@ def by_torch(name: str, method: Method, start: dict, rate: float, steps: int) ->
         k: (v.flatten(1) if flat and v.dim() > 1 else v).clone().requires_grad_()
         for k, v in start.items()
     }
-    hidden = [p for k, p in params.items() if flat and muon_takes(k, p.shape)]
+    taken = muon_takes({k: p.shape for k, p in params.items()}) if flat else set()
+    hidden = [p for k, p in params.items() if k in taken]
     rest = [p for p in params.values() if all(p is not other for other in hidden)]
     if name == "momentum_cosine":
         optimizers: list = [torch.optim.SGD(rest, lr=rate, momentum=0.9)]
@@ -142,13 +144,42 @@ def test_our_iterations_end_where_those_of_torchs_muon_do():
     torch.testing.assert_close(found, theirs.float(), rtol=0, atol=0.02)
 
 
-def test_muon_takes_matrices_and_kernels_but_no_embedding_head_or_vector():
-    assert muon_takes("conv0.weight", (8, 3, 3, 3))
-    assert muon_takes("layer0.weight", (8, 3))
-    for name in ("embedding", "position", "head.weight"):
-        assert not muon_takes(name, (8, 3))
-    assert not muon_takes("layer0.bias", (8,))
-    assert not muon_takes("layer1.weight", (1, 8))
+def test_muon_takes_matrices_and_kernels_but_no_embedding_output_layer_or_vector():
+    shapes = {
+        "embedding": (20, 8),
+        "position": (5, 8),
+        "conv0.weight": (8, 3, 3, 3),
+        "layer0.weight": (8, 8),
+        "layer0.bias": (8,),
+        "norm.weight": (8,),
+        "layer1.weight": (1, 8),
+        "layer2.weight": (4, 8),
+        "layer2.bias": (4,),
+    }
+    assert muon_takes(shapes) == {"conv0.weight", "layer0.weight"}
+    assert muon_takes({"embedding": (9, 4), "context": (9, 4)}) == set()
+    # What is no network has no layers.
+    assert muon_takes({"left": (9, 4), "right": (8, 4)}) == {"left", "right"}
+
+
+def test_only_what_is_absent_is_run(own_split, monkeypatch):
+    item = small()
+    path = store.cache_path("validation", item)
+    first = store.baselines("validation", item, progress=False)["entries"]
+    record = store.read(path)
+    del record["entries"]["muon_cosine"]
+    path.write_text(json.dumps(record))
+    copies, real = [], store.train
+
+    def counted(item, make, label):
+        copies.append(make().copies)
+        return real(item, make, label)
+
+    monkeypatch.setattr(store, "train", counted)
+    again = store.baselines("validation", item, progress=False)["entries"]
+    assert copies == [len(METHODS["muon_cosine"].rates)]
+    assert again["muon_cosine"]["rate"] == first["muon_cosine"]["rate"]
+    assert again["adam"] == first["adam"]
 
 
 def test_a_run_of_torchs_adam_is_that_of_the_grid_and_test_losses_are_those_of_the_end():
@@ -311,6 +342,21 @@ def test_the_speed_is_the_first_point_of_the_curve_at_tuned_adams_end():
     one = record(ours=[0.1, 0.1], adam=[0.5, 0.05])
     one["entries"]["ours"]["curve"] = [[1.0, 0.4, 0.2, 0.1], [1.0, 0.4, None, 0.1]]
     assert speed(one, "ours") == [0.5, math.inf]
+
+
+def test_parts_of_a_list_leave_out_what_they_say():
+    rivals = {key: [1.0] for key in MAIN}
+    records = {
+        name: record(rule=[loss], rule_told=[loss], rule_mean=[loss], **rivals)
+        for name, loss in (("a", 0.5), ("b", 2.0))
+    }
+    found = generalization.judge_parts(records, {"without b": ("b",)})
+    assert found["without b"]["rule"]["adam"]["ratio"] == pytest.approx(0.5, rel=1e-4)
+    assert found["without b"]["rule_told"]["muon_cosine"]["problems"] == 1
+    absent = LESS["held_out"]["without these and MNIST"]
+    assert {name for name in absent if "mnist" in name} == {
+        item.name for item in SPLITS["held_out"] if "'mnist'" in repr(vars(item.task))
+    }
 
 
 def test_a_profile_counts_problems_within_a_factor_of_the_best():

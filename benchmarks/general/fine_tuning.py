@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from benchmarks.general.grids import muon_takes
+from benchmarks.general.grids import may_be_hidden
 from learned_optim.tasks import nets
 from learned_optim.tasks.base import Batch, Params, Split, Task, TaskFamily
 from learned_optim.tasks.text import windows
@@ -155,7 +155,7 @@ class AdapterTask(FineTuningTask):
         _, constants = self.after.init(generator)
         params: Params = {}
         for name, weight in pretrained(self.before, self.steps).items():
-            if muon_takes(name, weight.shape):
+            if may_be_hidden(name, weight.shape):
                 rows, columns = weight.shape
                 params[f"{name}.down"] = nets.normal(generator, (self.rank, columns), columns**-0.5)
                 params[f"{name}.up"] = torch.zeros(rows, self.rank)

@@ -17,7 +17,7 @@ from benchmarks.baselines import BASELINES, Slots
 from learned_optim.matrices import as_matrix, orthogonalize
 from learned_optim.tasks import Params
 
-Direction = Callable[[str, Tensor, Slots, int], Tensor]
+Direction = Callable[[bool, Tensor, Slots, int], Tensor]
 
 MUON_MOMENTUM = 0.95
 MUON_QUINTICS = 5 * [(3.4445, -4.7750, 2.0315)]
@@ -25,27 +25,37 @@ MATCH_ADAM = 0.2  # root mean square of AdamW's steps, measured against which Mu
 NOT_HIDDEN = ("embedding", "position", "head.weight")
 
 
-def muon_takes(name: str, shape: Sequence[int]) -> bool:
-    """Whether Muon moves a tensor: matrices and kernels, but for embeddings and heads by name.
-
-    Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024: the rest is
-    AdamW's.
-    """
+def may_be_hidden(name: str, shape: Sequence[int]) -> bool:
+    """Whether it is a matrix or a kernel, and no embedding or head by name."""
     return len(shape) > 1 and name not in NOT_HIDDEN and min(as_matrix(tuple(shape))) > 1
 
 
-def _adam(name: str, grad: Tensor, slots: Slots, step: int) -> Tensor:
+def muon_takes(shapes: Mapping[str, Sequence[int]]) -> set[str]:
+    """What Muon moves of a network: matrices and kernels but for embeddings and the output layer.
+
+    That is the last weight, or a second table of embeddings. The rest is AdamW's (Jordan et al.,
+    "Muon: an optimizer for hidden layers in neural networks", 2024).
+
+    Args:
+        shapes: of the parameters by name, in the order of the network.
+    """
+    weights = [name for name in shapes if name.endswith(".weight") or name == "context"]
+    hidden = {name for name, shape in shapes.items() if may_be_hidden(name, shape)}
+    return hidden - {*weights[-1:]}
+
+
+def _adam(hidden: bool, grad: Tensor, slots: Slots, step: int) -> Tensor:
     return BASELINES["adam"].update(grad, slots, step)
 
 
-def _momentum(name: str, grad: Tensor, slots: Slots, step: int) -> Tensor:
+def _momentum(hidden: bool, grad: Tensor, slots: Slots, step: int) -> Tensor:
     return BASELINES["momentum"].update(grad, slots, step)
 
 
-def _muon(name: str, grad: Tensor, slots: Slots, step: int) -> Tensor:
+def _muon(hidden: bool, grad: Tensor, slots: Slots, step: int) -> Tensor:
     """torch.optim.Muon with `adjust_lr_fn="match_rms_adamw"`, kernels flattened to out x rest."""
-    if not muon_takes(name, grad.shape[2:]):
-        return _adam(name, grad, slots, step)
+    if not hidden:
+        return _adam(hidden, grad, slots, step)
     buffer = slots.setdefault("buffer", torch.zeros_like(grad))
     buffer.lerp_(grad, 1 - MUON_MOMENTUM)
     matrix = grad.lerp(buffer, MUON_MOMENTUM).flatten(3)
@@ -59,7 +69,8 @@ class Method:
 
     Attributes:
         label: for tables.
-        direction: `(name, grad, slots, step)` -> what is subtracted, times the rate.
+        direction: `(hidden, grad, slots, step)` -> what is subtracted, times the rate; `hidden`:
+            whether `muon_takes` it.
         rates: ascending.
         cosine: whether the rate falls to zero as a cosine, as CosineAnnealingLR has it.
         decay: decoupled weight decay, times the rate.
@@ -111,11 +122,13 @@ class GridStepper:
     def step(self, params: Params, grads: Params) -> None:
         """Update `params` `(R, K, ...)` in place."""
         self._step += 1
+        hidden = muon_takes({key: param.shape[2:] for key, param in params.items()})
         for index, (method, part, rates) in enumerate(self._parts):
             now = rates * method.factor(self._step, self._steps)
             for key, param in params.items():
                 slots = self._slots.setdefault((index, key), {})
-                direction = method.direction(key, grads[key][:, part], slots, self._step)
+                grad = grads[key][:, part]
+                direction = method.direction(key in hidden, grad, slots, self._step)
                 rate = now.to(param).view(-1, *(1,) * (param.dim() - 2))
                 moved = param[:, part]
                 if method.decay:

@@ -36,6 +36,8 @@ def summary_lines(judged: Mapping[str, Mapping[str, Any]]) -> list[str]:
             f"  tuned Adam's final loss after {reached['median_share']:.0%} of the steps (median), "
             f"reached in {reached['reached']:.0%} of the runs"
         )
+        if key.endswith(MEAN):  # only the last tenth of the steps is at the mean
+            continue
         lines.append(
             f"  of {facts['runs']} runs {facts['late_rises']} rise late (worst "
             f"{facts['worst_rise']:.3g}), {facts['not_finite']} are not finite; late rises of "

@@ -36,12 +36,14 @@ LABELS: dict[str, str] = {
     **{key: method.label for key, method in METHODS.items()},
     PLAIN_ADAM: "Adam, 0.001",
     **{key: each.label for key, each in PACKAGED.items()},
+    "schedule_free": "Schedule-free AdamW, 0.0025",  # its default
     "hand": "hand rule, no learning",
     "random": "random weights",
     "gentle": f"hand rule at lr={GENTLE}",
 }
 # What weights are chosen against needs no more than these.
-_STRONG = {key: METHODS[key] for key in ("adam", "adamw_cosine", "muon_cosine")}
+MAIN = ("adam", "adamw_cosine", "muon_cosine")
+_STRONG = {key: METHODS[key] for key in MAIN}
 # A network that is trained already may bear shorter steps only, and so may one that learns from
 # rewards; descent has them as it is.
 _LOWER = (1e-5, 3e-5, 1e-4, 3e-4)
@@ -108,11 +110,13 @@ def baselines(split: str, item: Item, *, progress: bool = True) -> Record:
     if record.get("problem") != problem(item):
         record = {"problem": problem(item), "entries": {}}
     entries, methods = record["entries"], RIVALS[split]
-    if any(
-        entries.get(key, {}).get("id") != identity(key, methods)
-        for key in (*methods, PLAIN_ADAM, *PACKAGED)
-    ):
-        record["start"], found = _run_baselines(item, methods, progress)
+    known = {key for key in (*methods, PLAIN_ADAM, *PACKAGED) if _is_known(entries, key, methods)}
+    absent = {key: method for key, method in methods.items() if key not in known}
+    if PLAIN_ADAM not in known:
+        absent["adam"] = methods["adam"]
+    packages = [key for key in PACKAGED if key not in known]
+    if absent or packages:
+        record["start"], found = _run_baselines(item, absent, packages, progress)
         entries.update(found)
         write_json(path, record | provenance())
     for key, method in methods.items():
@@ -131,10 +135,14 @@ def baselines(split: str, item: Item, *, progress: bool = True) -> Record:
 def identity(key: str, methods: Mapping[str, Method] = METHODS) -> str:
     """What defines a baseline, as text."""
     if key in PACKAGED:
-        return f"{LABELS[key]}, every option at its default"
+        return f"{PACKAGED[key].label}, every option at its default"
     method = methods["adam" if key == PLAIN_ADAM else key]
     rates = (1e-3,) if key == PLAIN_ADAM else method.rates
     return f"{key}: rates {list(rates)}, cosine {method.cosine}, decay {method.decay}"
+
+
+def _is_known(entries: Mapping[str, Entry], key: str, methods: Mapping[str, Method]) -> bool:
+    return entries.get(key, {}).get("id") == identity(key, methods)
 
 
 def has_rule(entries: Mapping[str, Entry], key: str, rule: LoadedRule) -> bool:
@@ -176,24 +184,26 @@ def run_rules(
 
 
 def _run_baselines(
-    item: Item, methods: Mapping[str, Method], progress: bool
+    item: Item, methods: Mapping[str, Method], packages: Sequence[str], progress: bool
 ) -> tuple[list[float], dict[str, Entry]]:
-    packaged = [each.make for each in PACKAGED.values()]
+    """The first losses, and an entry for each method and package; Adam at 1e-3 beside Adam."""
+    makers = [PACKAGED[key].make for key in packages]
 
     def steppers() -> Stepper:
-        return Together([GridStepper(methods, item.steps), Instances(packaged)])
+        return Together([GridStepper(methods, item.steps), Instances(makers)])
 
     outcome = train(item, steppers, "baselines" if progress else "")
     found, first = {}, 0
     for key, method in methods.items():
         copies = range(first, first + len(method.rates))
         found[key] = tuned_entry(outcome, copies, method, identity(key, methods))
+        if key == "adam":
+            plain = copies[method.rates.index(1e-3)]
+            found[PLAIN_ADAM] = {"id": identity(PLAIN_ADAM, methods)} | entry(outcome, plain)
         first = copies.stop
-    plain = methods["adam"].rates.index(1e-3)
-    found[PLAIN_ADAM] = {"id": identity(PLAIN_ADAM, methods)} | entry(outcome, plain)
-    for offset, key in enumerate(PACKAGED):
+    for copy, key in enumerate(packages, first):
         version = metadata.version(PACKAGED[key].package)
-        found[key] = {"id": identity(key), "version": version} | entry(outcome, first + offset)
+        found[key] = {"id": identity(key), "version": version} | entry(outcome, copy)
     return digits(outcome.start), found
 
 
