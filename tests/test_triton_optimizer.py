@@ -6,6 +6,7 @@ import copy
 import pickle
 import re
 from collections import OrderedDict
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -145,6 +146,7 @@ def test_a_compiled_step_is_one_graph_and_equals_the_reference(everywhere, kind)
 def test_it_says_what_it_lacks(monkeypatch, rule, dtype, lacks):
     monkeypatch.setattr(backend, "_MISSING", None)
     monkeypatch.setattr(backend, "_unable", lambda device: None)
+    monkeypatch.setattr(backend, "cannot_launch", lambda device: None)
     with pytest.raises(RuntimeError, match="triton: " + lacks):
         choose(rule, CUDA, dtype, True)
     assert choose(rule, CUDA, dtype, None) is Eager
@@ -153,6 +155,8 @@ def test_it_says_what_it_lacks(monkeypatch, rule, dtype, lacks):
 def test_cuda_parameters_get_it(monkeypatch):
     monkeypatch.setattr(backend, "_MISSING", None)
     monkeypatch.setattr(backend, "_unable", lambda device: None)
+    monkeypatch.setattr(backend, "capturing", lambda device: False)
+    monkeypatch.setattr(backend, "cannot_launch", lambda device: None)
     for rule in (L2L(), L2L_RULE, Default()):
         assert choose(rule, CUDA, torch.bfloat16, None) is Triton
         assert choose(rule, CUDA, torch.float32, True) is Triton
@@ -199,6 +203,32 @@ def test_blocks_are_dealt_out_in_the_order_that_is_asked_for():
     assert layout.span([3, 0]) == (1, 6)
     assert layout.span([1]) == (7, 0)
     assert layout.span([]) == (0, 0)
+
+
+def test_where_no_kernel_can_be_launched_the_reference_serves_and_fused_explains(monkeypatch):
+    """As without a C compiler; here for want of a device."""
+    monkeypatch.setattr(backend, "_unable", lambda device: None)
+    monkeypatch.setattr(backend, "capturing", lambda device: False)
+    monkeypatch.setattr(backend, "_MISSING", None)
+    device = torch.device("cuda", 0)
+    assert choose(L2L_RULE, device, torch.float32, None) is Eager
+    with pytest.raises(RuntimeError, match="triton cannot launch a kernel here"):
+        choose(L2L_RULE, device, torch.float32, True)
+
+
+@pytest.mark.parametrize("name", backend.NAMES)
+def test_triton_comes_in_packages_of_several_names(monkeypatch, name):
+    versions = {name: "3.4.0"}
+
+    def version(package: str) -> str:
+        if package not in versions:
+            raise metadata.PackageNotFoundError(package)
+        return versions[package]
+
+    monkeypatch.setattr(backend.metadata, "version", version)
+    assert backend.missing() is None
+    versions[name] = "3.1.0"
+    assert str(backend.missing()).endswith("finds 3.1.0")
 
 
 def test_tables_are_made_once_and_the_oldest_goes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import metadata
 from typing import ClassVar
 
@@ -27,19 +28,26 @@ from learned_optim.rules.default import Default
 from learned_optim.rules.l2l import L2L
 
 OLDEST = (3, 2)
+NAMES = ("triton", "triton-windows", "pytorch-triton")  # of the packages that it comes in
 LAYERS = 2
 CAPABILITY = (8, 0)
 
 
 def missing() -> str | None:
     """What keeps `triton` from being used here, as a half sentence; does not import it."""
-    try:
-        version = metadata.version("triton")
-    except metadata.PackageNotFoundError:
+    version = next((found for name in NAMES if (found := _version(name))), None)
+    if version is None:
         return "it needs the package triton, which comes with CUDA builds of torch"
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         return f"it needs triton {OLDEST[0]}.{OLDEST[1]} or later and finds {version}"
     return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 _MISSING = missing()
@@ -82,7 +90,10 @@ class Triton(Backend):
             return f"it has no {dtype}"
         # A traced step has been through here before it was traced.
         unable = None if torch.compiler.is_compiling() else _unable(device)
-        return unknown(rule) or _MISSING or unable
+        reason = unknown(rule) or _MISSING or unable
+        if reason is None and not torch.compiler.is_compiling() and not capturing(device):
+            reason = cannot_launch(device)
+        return reason
 
     def survey(self, batch: Batch) -> Tensor:
         """See `Backend.survey`: both parts in one pass."""
@@ -133,6 +144,22 @@ class Triton(Backend):
         if not capturing(batch.device):
             self._packed.append((batch.weights, packed))
         return packed
+
+
+@functools.cache
+def cannot_launch(device: torch.device) -> str | None:
+    """What keeps a small kernel from running there, as a half sentence; asked once.
+
+    Triton needs a C compiler, Python's headers and a folder for what it compiles.
+    """
+    try:
+        from learned_optim.backends.triton import launch
+
+        launch.survey([torch.zeros(2, device=device)], [torch.zeros(2, device=device)], [], False)
+    except Exception as error:  # of a compiler, of the driver, of a broken installation
+        first = str(error).partition("\n")[0]
+        return f"triton cannot launch a kernel here ({type(error).__name__}: {first})"
+    return None
 
 
 def _unable(device: torch.device) -> str | None:

@@ -30,7 +30,9 @@ def address(table, tensor, KIND: tl.constexpr, ALIGNED: tl.constexpr):
     """Entry `tensor` of a table of addresses, as a pointer to `KIND`."""
     value = tl.load(table + tensor).to(tl.pointer_type(KIND))
     if ALIGNED:
-        value = tl.multiple_of(value, VECTOR * (KIND.primitive_bitwidth // 8))
+        # Of the pointer, as up to triton 3.3 a constexpr has no attributes of what it holds.
+        BITS: tl.constexpr = value.dtype.element_ty.primitive_bitwidth
+        value = tl.multiple_of(value, VECTOR * (BITS // 8))
     return value
 
 

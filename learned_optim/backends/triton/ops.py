@@ -6,10 +6,15 @@ Tensors and plain values in, as `launch` has them; `triton` is imported at the f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+# Tables of addresses are kept from call to call, which a pool of CUDA graphs would not bear.
+_TAGS: dict[str, Any] = (
+    {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+)
 _GROUP = "Tensor? finite, float lr, Tensor? lr_tensor, float decay, bool maximize"
 
 
@@ -24,6 +29,7 @@ def _survey(
 survey = torch.library.custom_op(
     "learned_optim::triton_survey",
     _survey,
+    **_TAGS,
     mutates_args=(),
     schema="(Tensor[] grads, Tensor[] params, Tensor[] moments, bool maximize) -> Tensor",
 )
@@ -66,6 +72,7 @@ def _l2l(
 l2l_ = torch.library.custom_op(
     "learned_optim::triton_l2l_",
     _l2l,
+    **_TAGS,
     mutates_args=("params", "cells"),
     schema=(
         "(Tensor[] grads, Tensor(a!)[] params, Tensor(b!)[] cells, Tensor columns, "
@@ -101,6 +108,7 @@ def _default(
 default_ = torch.library.custom_op(
     "learned_optim::triton_default_",
     _default,
+    **_TAGS,
     mutates_args=("params", "moments", "cells", "steps"),
     schema=(
         "(Tensor[] grads, Tensor(a!)[] params, Tensor(b!)[] moments, Tensor(c!)[] cells, "
