@@ -6,12 +6,14 @@ Without a compiler the install goes on with a note, and `learned_optim.kernels.w
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from types import ModuleType
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
 
@@ -42,6 +44,16 @@ class BuildKernels(build_ext):
         return str(Path(*fullname.split("."))) + ".so"
 
 
+class BuildPackage(build_py):
+    """The package as it is now: setuptools keeps what earlier builds in this folder left."""
+
+    def run(self) -> None:
+        """Build, from nothing."""
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "learned_optim", ignore_errors=True)
+        super().run()
+
+
 class PlatformWheel(bdist_wheel):
     """For this platform and any Python 3."""
 
@@ -61,5 +73,9 @@ setup(
             optional=True,
         )
     ],
-    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
+    cmdclass={
+        "build_ext": BuildKernels,
+        "build_py": BuildPackage,
+        "bdist_wheel": PlatformWheel,
+    },
 )

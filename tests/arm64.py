@@ -199,7 +199,7 @@ def compiled(target: str, machine: str, system: str) -> Path:
         machine: as `platform.machine()` there.
         system: as `sys.platform` there.
     """
-    library = build.cache_folder() / f"{target}.so"
+    library = build.candidates()[-1].with_name(f"{target}.so")
     if not library.exists():
         command = f"{sys.executable} -m ziglang c++ -target {target}"
         with (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -218,9 +219,58 @@ def test_a_missing_library_is_explained(monkeypatch, tmp_path):
     assert "learned_optim.kernels.build" in str(native._load.__wrapped__())
 
 
+def homeless() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_without_a_home_the_library_beside_the_package_is_all_there_is(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert build.candidates() == [Path(build.__file__).parent / build.LIBRARY]
+    loaded = native._load.__wrapped__()
+    assert not isinstance(loaded, str) or "not built" in loaded
+
+
+def test_a_folder_that_may_not_be_entered_is_a_reason(monkeypatch, tmp_path):
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(build, "candidates", lambda: [tmp_path / "none.so"])
+    monkeypatch.setattr(Path, "exists", refused)
+    assert "Permission denied" in str(native._load.__wrapped__())
+
+
+def test_without_sources_there_are_no_kernels(monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "none")
+    assert "are not there" in str(native._load.__wrapped__())
+
+
 def test_a_stale_library_is_refused(monkeypatch):
     monkeypatch.setattr(build, "sources_hash", lambda: "another")
     assert "built from other sources" in str(native._load.__wrapped__())
+
+
+def test_a_build_that_can_write_nowhere_says_so(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CXX", "true")
+    target = tmp_path / "file" / "x" / "y.so"
+    with pytest.raises(build.BuildError, match=r"cannot write to .*XDG_CACHE_HOME"):
+        build.build(target)
+
+
+def test_what_a_compiler_says_may_be_in_any_encoding(monkeypatch, tmp_path):
+    compiler = tmp_path / "cxx"
+    compiler.write_bytes(b"#!/bin/sh\nprintf 'Fehler: \\374' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(build.BuildError, match="Fehler"):
+        build.build(tmp_path / "x.so")
+
+
+def test_a_compiler_must_be_a_command(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", '"g++')
+    with pytest.raises(build.BuildError, match="no command"):
+        build.build(tmp_path / "x.so")
 
 
 def test_without_a_compiler_the_build_says_what_to_do(monkeypatch, tmp_path):

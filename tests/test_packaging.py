@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -40,6 +42,7 @@ socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 
 BUILD = """
 import sys
+import sysconfig
 from setuptools import build_meta
 print(getattr(build_meta, "build_" + sys.argv[1])(sys.argv[2]))
 """
@@ -157,6 +160,10 @@ def built(tools: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     folder = tmp_path_factory.mktemp("packaging")
     env, no_compiler = environment(folder), environment(folder, CXX="/no/compiler")
     sources = copied_sources(folder)
+    # What an earlier build in this folder has left is not this one's.
+    left = sources / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+    (left / "learned_optim").mkdir(parents=True)
+    (left / "learned_optim" / "left_over.py").touch()
     wheel = build("wheel", sources, folder / "wheel", no_compiler)
     sdist = build("sdist", sources, folder / "sdist", env)
     with tarfile.open(sdist) as archive:
@@ -178,6 +185,15 @@ def files_of(wheel: Path) -> dict[str, str]:
         }
 
 
+def begun_with() -> set[Path]:
+    """The folders of weights that recipes of bundled rules start from or learn from."""
+    found = set()
+    for recipe in (ROOT / "pretrained").glob("*/recipe.toml"):
+        named = re.findall(r'^(?:start|learned) = "(.+)"$', recipe.read_text(), re.MULTILINE)
+        found |= {(recipe.parent / name).resolve() for name in named}
+    return found
+
+
 def expected_files() -> dict[str, str]:
     """What must be in a wheel: all modules, and the rules' files."""
     modules = [*(ROOT / "learned_optim").rglob("*.py"), ROOT / "learned_optim" / "py.typed"]
@@ -187,6 +203,10 @@ def expected_files() -> dict[str, str]:
     origins |= {f"learned_optim/pretrained/{name}": ROOT / "pretrained" / name for name in rules}
     if listed.exists():
         origins["learned_optim/pretrained/SHA256SUMS"] = listed
+    for folder in begun_with():
+        for name in ("config.json", "model.safetensors"):
+            path = folder / name
+            origins[f"learned_optim/{path.relative_to(ROOT)}"] = path
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in origins.items()}
 
 
@@ -198,7 +218,7 @@ def test_a_wheel_holds_every_module_and_every_bundled_rule_and_nothing_foreign(
     found, expected = files_of(built[kind]), expected_files()
     assert {name: found.get(name) for name in expected} == expected
     assert {name.split("/")[0] for name in found} == {"learned_optim"}
-    assert not [name for name in found if name.endswith((".pyc", ".pt"))]
+    assert not [name for name in found if name.endswith((".pyc", ".pt", "left_over.py"))]
 
 
 @pytest.mark.slow

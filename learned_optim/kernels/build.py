@@ -49,26 +49,37 @@ def sources_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def cache_folder() -> Path:
-    """Where the library goes when the package's own folder cannot be written."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+def cache_folder() -> Path | None:
+    """Where the library goes when the package's own folder cannot be written.
+
+    None where nobody says where caches or homes are.
+    """
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return None
     return Path(base) / "learned_optim" / sources_hash()
 
 
 def candidates() -> list[Path]:
     """Where the library may be, in the order in which it is looked for."""
-    return [Path(__file__).resolve().parent / LIBRARY, cache_folder() / LIBRARY]
+    folders = [Path(__file__).resolve().parent, cache_folder()]
+    return [folder / LIBRARY for folder in folders if folder is not None]
 
 
 def find_compiler() -> list[str]:
     """`$CXX`, else the first of g++, clang++, c++ on the path, as a command.
 
     Raises:
-        BuildError: without one, or on Windows.
+        BuildError: without one, for one that is no command, or on Windows.
     """
     if os.name == "nt":
         raise BuildError("the C++ kernels need a POSIX system; the torch backend works here")
-    chosen = shlex.split(os.environ.get("CXX", ""))
+    named = os.environ.get("CXX", "")
+    try:
+        chosen = shlex.split(named)
+    except ValueError as error:
+        raise BuildError(f"$CXX is no command ({error}): {named}") from error
     if chosen:
         return chosen
     for name in ("g++", "clang++", "c++"):
@@ -79,7 +90,8 @@ def find_compiler() -> list[str]:
 
 def _run(command: list[str]) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # In whatever encoding it complains.
+        done = subprocess.run(command, capture_output=True, errors="replace", check=False)
     except OSError as error:
         raise BuildError(f"{command[0]} cannot be run ({error}): check $CXX") from error
     if done.returncode:
@@ -123,15 +135,20 @@ def build(target: Path | None = None) -> Path:
         Where the library is now.
 
     Raises:
-        BuildError: without a compiler, or when it fails.
+        BuildError: without a compiler, when it fails, or where nothing can be written.
     """
     if target is None:
-        beside, cached = candidates()
-        target = beside if os.access(beside.parent, os.W_OK) else cached
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
-        library = _compile(find_compiler(), Path(folder))
-        library.replace(target)
+        beside, *cached = candidates()
+        target = beside if os.access(beside.parent, os.W_OK) or not cached else cached[0]
+    compiler = find_compiler()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
+            _compile(compiler, Path(folder)).replace(target)
+    except OSError as error:
+        raise BuildError(
+            f"cannot write to {target.parent} ({error}): XDG_CACHE_HOME can name another folder"
+        ) from error
     return target
 
 

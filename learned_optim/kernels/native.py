@@ -53,12 +53,14 @@ def _load() -> ctypes.CDLL | str:
     from learned_optim.kernels import build
 
     problem = "the C++ kernels are not built: run python -m learned_optim.kernels.build"
-    expected_hash = build.sources_hash()
+    try:
+        expected_hash = build.sources_hash()
+    except OSError as error:
+        return f"the sources of the C++ kernels, which the library must fit, are not there: {error}"
     for path in build.candidates():
-        if not path.exists():
-            continue
-        try:
-            return _open(path, expected_hash)
+        try:  # a folder that may not be entered cannot even be asked
+            if path.exists():
+                return _open(path, expected_hash)
         except (OSError, AttributeError, Unavailable) as error:
             problem = str(error)
     return problem
@@ -96,7 +98,7 @@ def level() -> int:
         ValueError: if the variable names none of them.
     """
     cap = os.environ.get("LEARNED_OPTIM_ISA")
-    if cap is None:
+    if not cap:
         return best_level()
     if cap not in LEVELS:
         raise ValueError(f"LEARNED_OPTIM_ISA must be one of {', '.join(LEVELS)} but is {cap!r}")
