@@ -101,6 +101,27 @@ def test_other_dtypes(dtype: torch.dtype):
     assert all(torch.equal(a, b) for a, b in zip(before, params, strict=True))
 
 
+def test_a_mean_in_bfloat16_is_rounded_once():
+    params, optimizer, _ = trained(dtype=torch.bfloat16)
+    owed = [optimizer.state[param]["moments"][2] for param in params]
+    means = [param.detach().float() - 0.5 * late for param, late in zip(params, owed, strict=True)]
+    with optimizer.averaged():
+        assert all(torch.equal(a, b.bfloat16()) for a, b in zip(params, means, strict=True))
+
+
+def test_a_run_that_defers_nothing_has_its_mean_where_steps_have_led_too():
+    """Of 60 steps no share waits, so the parameters are where whole steps lead."""
+    param = nn.Parameter(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)))
+    optimizer = LearnedOptimizer([param], total_steps=60)
+    mean = param.detach().clone()
+    for k in range(1, 13):
+        param.grad = torch.randn(6, 4, generator=torch.Generator().manual_seed(k))
+        optimizer.step()
+        mean += 4 / (k + 3) * (param.detach() - mean)
+    with optimizer.averaged():
+        torch.testing.assert_close(param.detach(), mean, rtol=1e-4, atol=1e-6)
+
+
 def test_nothing_moves_that_has_no_mean():
     fresh = nn.Parameter(torch.ones(3, 3))
     with LearnedOptimizer([fresh]).averaged():

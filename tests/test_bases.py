@@ -71,6 +71,39 @@ def test_bases_stay_orthonormal(dtype):
         torch.testing.assert_close(side.T @ side, eye, rtol=0, atol=1e-5)
 
 
+def test_one_firm_turn_squares_what_is_missing_to_orthonormal():
+    basis = followed([randn((6, 4), k).double() for k in range(5)])
+    loose = Basis(1.001 * basis.left, 0.999 * basis.right, basis.spread)
+    firm, _ = bases.follow(bases.see(randn((6, 4), 9).double(), loose), loose)
+    for side in (firm.left, firm.right):
+        eye = torch.eye(len(side)).double()
+        torch.testing.assert_close(side.T @ side, eye, rtol=0, atol=1e-5)
+
+
+def test_bases_turn_at_the_first_and_every_second_step_and_are_firm_at_every_64th():
+    assert [k for k in range(1, 9) if bases.is_due(k)] == [1, 2, 4, 6, 8]
+    assert [k for k in range(1, 200) if bases.is_firm(k)] == [64, 128, 192]
+
+
+def test_no_vector_turns_around():
+    basis = bases.initial(6, 4, like=torch.zeros(()))
+    for k in range(40):
+        basis, turn = bases.follow(bases.see(randn((6, 4), k), basis), basis)
+        if k >= 10:  # by then a gradient changes little
+            assert turn.left.diagonal().min() > 0.5
+            assert turn.right.diagonal().min() > 0.5
+
+
+def test_eigenvalues_are_means_of_thirty_turns_above_a_ridge():
+    sizes = torch.tensor([3.0, 2.0, 1.0]).double()
+    news = sizes.square() / sizes.diag().square().mean()
+    basis, expected = bases.initial(3, 3, like=sizes), torch.zeros(3).double()
+    for _ in range(5):
+        basis, _ = bases.follow(bases.see(sizes.diag(), basis), basis)
+        expected = expected - expected / 30 + news / 30 + 1e-4 * (1 + news.mean())
+    torch.testing.assert_close(basis.spread, torch.cat((expected, expected))[None])
+
+
 def test_what_was_summed_up_turns_along():
     old = followed([randn((5, 7), k) for k in range(20)])
     momentum, gradient = randn((5, 7), 30), randn((5, 7), 31)
@@ -197,6 +230,20 @@ def test_matrices_that_share_a_call_equal_those_alone():
     first, second = parameters(SHAPES), parameters(SHAPES)
     together = run(first, [first])
     alone = run(second, [[param] for param in second])
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_matrices_of_different_ages_turn_each_at_its_own_steps():
+    shapes = ((6, 4), (6, 4))
+    together, alone = parameters(shapes), parameters(shapes)
+    optimizers = [make(group, loaded(RULE)) for group in (together, alone[:1], alone[1:])]
+    for k in range(8):
+        for params in (together, alone):
+            for index, param in enumerate(params):
+                param.grad = randn(param.shape, 100 * k + index) if k >= index else None
+        for optimizer in optimizers:
+            optimizer.step()
     for a, b in zip(together, alone, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 

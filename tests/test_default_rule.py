@@ -23,7 +23,7 @@ from learned_optim.meta_training.unroll import (
 )
 from learned_optim.rules import Clock, Coordinates, Default, hand
 from learned_optim.rules.default import CLIP, FACTS, LARGEST
-from learned_optim.rules.feedback import FASTEST, SLOWEST
+from learned_optim.rules.feedback import FASTEST, SLOWEST, Feedback, feedback, repaid
 from learned_optim.rules.hand import HAND, HAND_SCALE
 from learned_optim.tasks import Quadratic
 from learned_optim.weights import in_memory
@@ -282,6 +282,41 @@ def test_what_a_tensor_grows_by_is_taken_off_a_high_pace(growth: float):
     assert paces[-1] == pytest.approx(left, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("pace", "scale", "repay", "expected"),
+    [
+        (2.0, math.exp(0.5), 1.0, 1.5),
+        (2.0, math.exp(5.0), 1.0, math.log(2)),  # no further than what is common
+        (2.0, math.exp(-0.5), 1.0, 2.0),
+        (0.5, math.exp(0.5), 1.0, 0.5),
+        (2.0, math.exp(0.5), -1.0, 2.0),
+    ],
+)
+def test_repaying_never_raises_a_pace(pace: float, scale: float, repay: float, expected: float):
+    before = Feedback(torch.tensor([pace]), torch.zeros(1), torch.ones(1))
+    weights = hand.hand_weights() | {"hand.repay": torch.tensor([repay / HAND_SCALE])}
+    found = repaid(before, torch.tensor([scale]), weights)
+    torch.testing.assert_close(found, torch.tensor([expected]))
+
+
+@pytest.mark.parametrize(("g2", "m2"), [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)])
+def test_a_gradient_or_a_momentum_of_zero_says_nothing(g2: float, m2: float):
+    before = Feedback(*(torch.tensor([x]) for x in (0.5, 0.8, 2.0)))
+    means = {"g2": g2, "m2": m2, "gm": 0.0, "v": 1.0, "theta2": 1.0}
+    after = feedback(
+        before,
+        {key: torch.tensor([value]) for key, value in means.items()},
+        mean_v=torch.ones(1),
+        beta2=torch.tensor([0.95]),
+        more_aim=torch.zeros(1),
+        scale=torch.tensor([3.0]),
+        facts={"is_matrix": torch.zeros(1)},
+        clock=Clock(torch.tensor([5.0]), None),
+        weights=hand.hand_weights(),
+    )
+    assert after == before
+
+
 @pytest.mark.parametrize(("size", "brakes"), [(-5.0, True), (5.0, False), (-2.0, False)])
 def test_a_gradient_that_is_large_and_turns_back_halves_the_pace_at_once(size, brakes):
     """After thirty like gradients, one of another size and direction; then the pace by the rule."""
@@ -519,6 +554,33 @@ def test_a_cell_that_counts_up_stays_in_the_range_of_halves():
     cell = optimizer.state[param]["cell"]
     assert cell.dtype == torch.float16
     assert (cell[RULE.hidden :] == 2048).all()
+
+
+@pytest.mark.parametrize("total", [None, 200.0, 1000.0])
+def test_no_power_makes_the_length_grow_with_time(total: float | None):
+    steps = torch.tensor([50.0, 100.0, 1000.0, 100_000.0])
+    weights = hand.hand_weights() | {"hand.power": torch.tensor([-1.0, -1.0])}
+    clock = Clock(steps, None if total is None else torch.full_like(steps, total))
+    lengths = hand.hand_schedule(clock, weights)
+    assert (lengths.diff() <= 0).all()
+    assert lengths.isfinite().all()
+
+
+def lengths_at(steps: list[float], totals: list[float]) -> Tensor:
+    """The schedule, each step of a run of its own horizon."""
+    clock = Clock(torch.tensor(steps), torch.tensor(totals))
+    return hand.hand_schedule(clock, hand.hand_weights())
+
+
+def test_a_run_that_goes_on_beyond_its_horizon_keeps_the_last_length():
+    lengths = lengths_at([200.0, 201.0, 210.0], [200.0] * 3)
+    assert lengths[0] > 0
+    torch.testing.assert_close(lengths[1:], lengths[:1].expand(2), rtol=1e-2, atol=0)
+
+
+def test_runs_of_up_to_five_steps_take_steps_of_one_length():
+    found = lengths_at([1.0, 1.0, 1.0], [1.0, 2.0, 5.0])
+    torch.testing.assert_close(found, torch.full((3,), 60**0.5), rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize("field", ["hidden", "controller", "matrix"])

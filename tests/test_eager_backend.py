@@ -253,6 +253,14 @@ def test_a_step_that_is_not_finite_stays_out_of_its_coordinate_alone():
     assert torch.equal(batch.slots[0].state["cell"][1:, 4], state[1:, 4])
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_one_number_that_is_not_finite_is_enough(broken: float):
+    mask = eager.keeps(torch.tensor([1.0, broken, -1.0]), None)
+    assert mask is not None
+    assert mask.tolist() == [True, False, True]
+    assert eager.keeps(torch.tensor([1.0, -1.0]), None) is None
+
+
 def test_a_finished_step_that_is_not_finite_stays_out_of_its_tensor():
     batch = make_batch(RULES["straightened"], [(4, 3), (4, 3), (5,)], decay=0.5)
     batch.slots[0].grad.zero_()

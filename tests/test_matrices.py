@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from learned_optim import matrices
-from learned_optim.matrices import as_matrix, in_bfloat16, orthogonalize
+from learned_optim.matrices import as_matrix, in_bfloat16, orthogonalize, straighten
 
 SHAPES = pytest.mark.parametrize("shape", [(8, 8), (4, 20), (20, 4), (3, 4, 20), (2, 3, 20, 4)])
 
@@ -70,6 +70,23 @@ def test_the_way_by_the_gram_matrix_is_the_formula(
     monkeypatch.setattr(matrices, "WIDE", math.inf)
     torch.testing.assert_close(found, orthogonalize(matrix), rtol=0, atol=close)
     assert taken == [1]
+
+
+def test_the_gram_matrix_is_made_anew_before_rounding_shows():
+    u, _, v = torch.linalg.svd(conditioned((6, 40)), full_matrices=False)
+    matrix = u @ torch.logspace(0, -2, 6).double().diag() @ v
+    found = orthogonalize(matrix.float()).double()
+    torch.testing.assert_close(found, orthogonalize(matrix), rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("shape", [(20, 4), (4, 20), (3, 6, 5)])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_root_mean_square_is_found_on_the_way(shape: tuple[int, ...], scale: float, sign: int):
+    matrix = sign * (1 + conditioned(shape).abs())  # all of one sign
+    rms = matrix.square().mean((-2, -1), keepdim=True).sqrt()
+    found = straighten((scale * matrix).float())[1]
+    torch.testing.assert_close(found / scale, rms.float())
 
 
 def test_a_batch_is_its_matrices_one_by_one():

@@ -27,8 +27,9 @@ from small_training import (
     snapshot,
 )
 
-from learned_optim import LearnedOptimizer, without_matrix_stage
+from learned_optim import LearnedOptimizer, load_rule, without_matrix_stage
 from learned_optim.rules import L2L, Adam
+from learned_optim.weights import in_memory
 
 RULES = pytest.mark.parametrize("rule", [ADAM, LSTM, GRU], ids=["adam", "lstm", "gru"])
 
@@ -149,6 +150,7 @@ def test_wrong_parameters_are_refused_as_torch_does():
         ({"lr": torch.tensor([1.0, 1.0])}, "Tensor lr must be 1-element"),
         ({"weight_decay": -0.1}, "weight_decay must be >= 0 and finite but is -0.1"),
         ({"total_steps": 0}, "total_steps must be None or an integer >= 1 and .* but is 0"),
+        ({"total_steps": True}, "total_steps must be None or an integer .* but is True"),
         ({"total_steps": 2.5}, "total_steps must be None or an integer .* but is 2.5"),
         ({"lr": "1e-3"}, "lr must be >= 0 and finite but is '1e-3'"),
         ({"lr": None}, "lr must be >= 0 and finite but is None"),
@@ -156,7 +158,9 @@ def test_wrong_parameters_are_refused_as_torch_does():
         ({"total_steps": float("inf")}, "total_steps must be None or an integer .* but is inf"),
         ({"total_steps": "100"}, "total_steps must be None or an integer .* but is '100'"),
         ({"maximize": "yes"}, "maximize must be one of"),
+        ({"maximize": 1}, "maximize must be one of"),
         ({"fused": "yes"}, "fused must be one of"),
+        ({"fused": 0}, "fused must be one of"),
     ],
 )
 def test_options_out_of_range_are_refused_in_the_constructor_and_in_groups(
@@ -184,6 +188,17 @@ def test_groups_of_another_optimizer_keep_their_rule_or_are_refused():
     assert old.param_groups[1]["rule"] == "l2l-mnist"
     old.add_param_group({**old.param_groups[0], "params": parameters()})
     assert old.param_groups[2]["rule_sha256"] == other.sha256
+
+
+def test_a_group_that_other_weights_of_one_name_ran_is_refused():
+    rule = load_rule("default")
+    weights = {**rule.weights, "hand.brake": 2 * rule.weights["hand.brake"]}
+    other = in_memory(rule.rule, weights, name=rule.name)
+    old = make(parameters(), other)
+    usual = make(parameters(), rule).param_groups[0]
+    assert old.param_groups[0]["rule_config"] == usual["rule_config"]
+    with pytest.raises(ValueError, match=f"weights sha256 {other.sha256}"):
+        LearnedOptimizer(old.param_groups)
 
 
 def test_an_unknown_rule_is_refused_by_name():

@@ -285,6 +285,18 @@ def test_checkpoints_of_other_shapes_are_refused():
     assert same_tree(before, target.state_dict())
 
 
+@pytest.mark.parametrize("entry", ["left", "right", "spread"])
+def test_a_checkpoint_without_a_matrix_basis_is_refused(entry: str):
+    params = parameters()
+    set_grads(params, 0)
+    optimizer = make(params, load_rule("default"))
+    optimizer.step()
+    saved = frozen_state(optimizer)
+    del saved["state"][0][entry]
+    with pytest.raises(ValueError, match=f"lacks '{entry}'"):
+        optimizer.load_state_dict(saved)
+
+
 # ------------------------------------------------------------------------------ copy and pickle
 
 

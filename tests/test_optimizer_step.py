@@ -177,6 +177,16 @@ def test_strided_parameters_and_gradients_equal_contiguous_ones(rule: Any):
     assert_near(odd, plain, 1e-6)
 
 
+def test_of_two_groups_with_broken_gradients_the_warning_names_the_first():
+    params = parameters()
+    optimizer = make([{"params": params[:1]}, {"params": params[1:]}])
+    set_grads(params, 0)
+    for param in params:
+        param.grad.fill_(float("nan"))  # type: ignore[union-attr]
+    with pytest.warns(UserWarning, match=r"first in .* \(4, 3\)"):
+        optimizer.step()
+
+
 def test_the_warning_is_made_after_the_step_and_names_the_line_that_asked_for_it():
     params = parameters()
     optimizer = make([{"params": params[:1]}, {"params": params[1:]}], ADAM)

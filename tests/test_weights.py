@@ -461,6 +461,10 @@ def test_a_huge_config_is_refused_before_anything_is_allocated(folder: Path):
 
     with pytest.raises(WeightsError, match="asks for 4000000000000000000 bytes"):
         weight_checks.parse_weights(b"", Unbounded(size=10**9), "here")
+    # 16 MiB are within the limit, and what is just over it is refused too.
+    assert weight_checks.checked_shapes(Unbounded(size=2048), "here") == {"w": (2048, 2048)}
+    with pytest.raises(WeightsError, match=f"asks for {4 * 2049**2} bytes"):
+        weight_checks.checked_shapes(Unbounded(size=2049), "here")
 
 
 # -- what cannot be had ----------------------------------------------------------------------------
