@@ -106,6 +106,8 @@ def test_nres_keeps_a_perturbation_for_an_episode_and_pes_adds_them_up():
     worker.abandon()
     worker.current(rule, perturbations=2)
     assert not torch.equal(first, NRES()._directions(worker, weights, 0)[0]["log_lr"])
+    noise, anew = PES()._directions(worker, weights, 0)
+    assert torch.equal(noise["log_lr"], anew["log_lr"])
 
 
 def test_a_diverging_member_counts_as_the_cap_and_is_reported():
@@ -167,6 +169,12 @@ def test_losses_without_a_logarithm_teach_nothing_under_one_and_are_reported(nam
     estimate = ESTIMATORS[name](unroll=4).estimate(rule, weights, worker, meta_loss)
     assert estimate.non_finite == (2 if name == "tbptt" else 4)
     assert not any(grad.any() for grad in estimate.grads.values())
+
+
+def test_a_first_loss_below_zero_is_a_unit_without_its_sign():
+    worker = Worker(DeepBowl(), 2, Constant(4), 0, 0, by_start=True)
+    losses = worker.current(LearnableSGD()).loss
+    torch.testing.assert_close(worker.unit(losses[None]), torch.full((2,), 4.5))
 
 
 def test_a_floor_below_zero_is_refused():

@@ -16,7 +16,15 @@ from benchmarks.general.entries import FURTHEST, best_of, beyond, tuned_entry, w
 from benchmarks.general.figure import draw
 from benchmarks.general.grids import METHODS, MUON_QUINTICS, GridStepper, Method, muon_takes
 from benchmarks.general.items import LESS, SPLITS, Item, chosen
-from benchmarks.general.scores import judge, log_ratio, mean_loss, profile, speed, versus
+from benchmarks.general.scores import (
+    judge,
+    late_rises,
+    log_ratio,
+    mean_loss,
+    profile,
+    speed,
+    versus,
+)
 from benchmarks.general.steppers import Instances, Packaged, Together, Unrolled, learned
 from benchmarks.general.store import MAIN
 from benchmarks.general.training import FLOOR, Outcome, summarize, train
@@ -221,7 +229,7 @@ def test_rules_of_two_configs_cannot_be_run_side_by_side():
 
 def test_steppers_side_by_side_are_each_as_alone():
     item = small()
-    rates = {"adam": dataclasses.replace(METHODS["adam"], rates=(0.01,))}
+    rates = {"adam": dataclasses.replace(METHODS["adam"], rates=(0.01, 0.03))}
     both = train(
         item,
         lambda: Together(
@@ -232,7 +240,7 @@ def test_steppers_side_by_side_are_each_as_alone():
         ),
     )
     alone = train(item, lambda: Instances([lambda p: torch.optim.SGD(p, lr=0.1)]))
-    torch.testing.assert_close(both.final[:, 1:], alone.final, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(both.final[:, 2:], alone.final, rtol=1e-5, atol=1e-6)
 
 
 class Averaging(torch.optim.SGD):
@@ -261,6 +269,11 @@ def test_a_late_rise_is_measured_against_the_lowest_window():
     lowest = float(torch.linspace(2, 1, 91)[-10:].mean())
     assert float(found.rise) == pytest.approx(1.3 / lowest, rel=0.01)
     assert float(found.start) == 2.0
+
+
+def test_a_solved_problem_does_not_rise():
+    losses = torch.cat([torch.ones(60), torch.full((30,), 1e-12), torch.full((11,), 1e-9)])
+    assert float(summarize(losses.double().view(1, 1, -1), None).rise) == pytest.approx(1, abs=1e-3)
 
 
 def test_the_best_rate_is_that_of_the_least_geometric_mean_and_finite():
@@ -336,6 +349,7 @@ def test_a_comparison_has_mean_interval_and_wins_over_problems():
     assert facts["wins"] == 0.75
     low, high = facts["interval_95"]
     assert 0.49 < low < facts["ratio"] < high < 2.01
+    assert versus({"even": record(ours=[1.0], adam=[1.0])}, "ours", "adam")["wins"] == 0
 
 
 def test_the_speed_is_the_first_point_of_the_curve_at_tuned_adams_end():
@@ -509,6 +523,13 @@ def test_a_run_that_is_not_finite_counts_as_diverged():
     assert (facts["not_finite"], facts["late_rises"]) == (1, 1)
     assert math.isinf(facts["worst_rise"])
     assert facts["late_rises_of"] == {"adam": 0}
+
+
+def test_a_rise_of_more_than_a_tenth_is_late():
+    records = {"a": record(ours=[1.0] * 4), "b": record(ours=[1.0])}
+    records["a"]["entries"]["ours"]["rise"] = [1.0, 1.05, 1.15, 1.5]
+    facts = late_rises(records, "ours")
+    assert facts == {"runs": 5, "not_finite": 0, "late_rises": 2, "worst_rise": 1.5}
 
 
 def test_the_picture_is_drawn_with_what_there_is(tmp_path):

@@ -113,6 +113,17 @@ def test_a_rule_that_is_its_own_teacher_has_no_gap_and_one_that_stands_still_has
         assert estimate.stats["imitation"] < 1e-4, name
 
 
+def test_a_teacher_begins_each_episode_anew():
+    worker = make_worker(pull=1.0, steps=3)
+    for _ in range(2):
+        TBPTT(unroll=3).estimate(L2L(), draw(L2L()), worker, Sum())
+        assert all(value.any() for value in worker.extra["teacher"].values())
+        worker.current(L2L())
+        lesson = worker.lesson()
+        assert lesson is not None
+        assert not any(value.any() for value in lesson.state.values())
+
+
 def test_with_per_tensor_matrices_count_alike_and_vectors_a_tenth():
     worker = make_worker(1.0)
     carry = worker.current(TEACHER)

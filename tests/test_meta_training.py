@@ -9,6 +9,7 @@ import torch
 
 from learned_optim import kernels
 from learned_optim.meta_training import tape
+from learned_optim.meta_training.adjoint import smoothing_widths
 from learned_optim.meta_training.estimators import tbptt
 from learned_optim.meta_training.estimators.tbptt import TBPTT
 from learned_optim.meta_training.meta_loss import META_LOSSES, Log, LogTail, Sum
@@ -133,6 +134,19 @@ def test_a_graph_that_is_too_large_is_not_recorded(monkeypatch):
     assert tbptt.tape_pays(rule, carry, 20)
     monkeypatch.setattr(tape, "MEMORY", 20 * 385 * 80 * tape.COPIES * 4 - 1)
     assert not tbptt.tape_pays(rule, carry, 20)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_second_derivatives_of_every_rule_are_those_of_the_unrolled_graph(name):
+    rule, family = RULES[name](), Quadratic(dim=4, init_std=1.0)
+    weights = draw(rule)
+    estimate = TBPTT(unroll=5, second_derivatives=True).estimate(
+        rule, weights, Worker(family, 2, Constant(5), 3, 0), Sum()
+    )
+    worker = Worker(family, 2, Constant(5), 3, 0)
+    expected, _ = window_gradient_by_graph(rule, weights, worker, 5, Sum(), True)
+    for key, grad in expected.items():
+        assert float((estimate.grads[key] - grad).norm()) <= 1e-3 * float(grad.norm()), key
 
 
 def test_second_derivatives_give_the_gradient_of_the_meta_loss_itself():
@@ -354,6 +368,24 @@ def test_the_first_episode_of_a_staggered_worker_is_cut_at_a_random_step():
     assert max(stops) > 75
 
 
+def test_a_resumed_worker_ends_its_episode_at_the_old_length_and_keeps_its_growth():
+    rule, worker = LearnableSGD(), Worker(Quadratic(), 1, Constant(10), 0, 0)
+    worker.current(rule)
+    resumed = Worker(Quadratic(), 1, Constant(10), 0, 0)
+    resumed.growth = 3.0
+    resumed.load_state_dict(worker.state_dict(), rule)
+    assert resumed.total_steps == 10
+    resumed.abandon()
+    resumed.current(rule)
+    assert resumed.total_steps == 30
+
+
+def test_an_episode_of_one_step_is_not_cut():
+    worker = Worker(Quadratic(), 1, Constant(1), 0, 0, stagger=True)
+    worker.current(LearnableSGD())
+    assert worker.stop_at == 1
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_forward_mode_gives_the_full_horizon_gradient_of_backpropagation():
     """RTRL is forward mode: Jacobian-vector products of the whole unroll, one for each weight."""
@@ -415,6 +447,19 @@ def test_smoothed_features_give_the_same_gradient_with_and_without_kernels(monke
         size = float(value.abs().max())
         torch.testing.assert_close(found[1][key], value, rtol=0, atol=1e-3 * size)
         assert (exact.grads[key] - value).abs().max() > 0.01 * size  # so it does make a difference
+
+
+@pytest.mark.parametrize(("steps", "tail"), [(4, 1), (19, 2), (20, 2), (24, 2)])
+def test_the_end_of_a_window_is_the_nearest_number_of_steps(steps: int, tail: int):
+    losses = torch.arange(1.0, steps + 1)
+    torch.testing.assert_close(LogTail(0.1, floor=0.0)(losses), losses[-tail:].mean().log())
+
+
+def test_gradients_that_are_always_zero_are_smoothed_too():
+    rule = L2L(layers=1, hidden=2)
+    carry = Worker(SMALL, 2, Constant(9), 1, 0).current(rule)
+    widths = smoothing_widths([carry._replace(grad=torch.zeros_like(carry.grad))], 0.3)
+    assert (widths > 0).all()
 
 
 def test_later_losses_weigh_more():

@@ -51,6 +51,26 @@ def test_a_score_of_logarithms_is_infinite_for_negative_losses(monkeypatch):
     )
 
 
+def test_of_a_score_of_logarithms_no_optimizee_decides():
+    validation = TABLE["validation"] | {"score": "log_adam"}
+    validator = MetaTrainer(parse_recipe(TABLE | {"validation": validation})).validator
+    validator._adam[0, 4] = torch.ones(2)
+    for final, score in (([1e30, 1.0], 5.0), ([0.0, 1.0], -5.0), ([math.e, 1.0], 0.5)):
+        assert float(validator._log_ratio(torch.tensor(final), 0, 4)) == pytest.approx(score)
+
+
+def test_a_score_is_of_every_family_at_every_length():
+    tasks = [{"family": "quadratic"}, {"family": "rosenbrock"}]
+    validation = TABLE["validation"] | {"lengths": [1, 3]}
+    trainer = MetaTrainer(parse_recipe(TABLE | {"tasks": tasks, "validation": validation}))
+    row = trainer.validate()
+    names = ("quadratic_0@4", "quadratic_0@12", "rosenbrock_1@4", "rosenbrock_1@12")
+    assert {key for key in row if key.endswith("/value")} == {f"{name}/value" for name in names}
+    values = [row[f"{name}/value"] for name in names]
+    assert len(set(values)) == 4
+    assert row["score"] == pytest.approx(sum(values) / 4)
+
+
 @pytest.mark.parametrize("worst", [0.0, 1.0])
 def test_a_score_is_never_nan(worst):
     validation = TABLE["validation"] | {"worst": worst}

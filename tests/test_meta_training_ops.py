@@ -20,7 +20,7 @@ from learned_optim import meta_training
 from learned_optim.meta_training import checkpoint
 from learned_optim.meta_training.baseline import tuned_adam
 from learned_optim.meta_training.curriculum import Stages
-from learned_optim.meta_training.estimators import evolution
+from learned_optim.meta_training.estimators import Estimate, evolution
 from learned_optim.meta_training.outer_loop import MetaTrainer, learning_rate
 from learned_optim.meta_training.recipe import Curriculum, Outer, RecipeError
 from learned_optim.meta_training.recipe_file import parse_recipe, read_recipe
@@ -404,6 +404,14 @@ def test_a_stage_of_the_curriculum_ends_when_it_stops_to_improve_and_was_worth_i
     assert again.state_dict() == stages.state_dict()
 
 
+def test_a_resumed_run_is_at_the_stage_of_its_curriculum(recipe):
+    trainer, resumed = (MetaTrainer(read_recipe(recipe)) for _ in range(2))
+    for score in (1.0, 0.8, 0.8):
+        trainer.stages.see(score)
+    resumed.load_state_dict(trainer.state_dict())
+    assert [worker.growth for worker in resumed.workers] == [2.0] * len(resumed.workers)
+
+
 def test_the_averaged_weights_are_what_is_validated_and_exported(recipe):
     trainer = MetaTrainer(read_recipe(recipe))
     expected = trainer.snapshot()
@@ -416,6 +424,14 @@ def test_the_averaged_weights_are_what_is_validated_and_exported(recipe):
     for key, value in expected.items():
         assert torch.equal(trainer.best_weights[key], value)
         assert not torch.equal(value, trainer.weights[key])
+
+
+def test_of_equal_scores_the_first_is_kept(recipe):
+    trainer = MetaTrainer(read_recipe(recipe))
+    trainer.validate()
+    trainer.step_count += 1
+    trainer.validate()
+    assert trainer.best_step == 0
 
 
 def test_a_log_adam_score_of_zero_is_a_tuned_adam():
@@ -543,6 +559,18 @@ def test_a_level_that_the_first_weights_lack_stays_as_drawn():
         assert torch.equal(value, first.get(key, drawn[key]))
     with pytest.raises(ValueError, match="no such weight"):
         MetaTrainer(small).start_from(drawn)
+
+
+def test_families_count_by_their_weights_in_the_mean_of_the_workers():
+    tasks = [{"family": "quadratic", "weight": weight} for weight in (1.0, 3.0)]
+    table = {"name": "x", "rule": {"name": "learnable_sgd"}, "tasks": tasks}
+    trainer = MetaTrainer(parse_recipe(table))
+    estimates = [
+        Estimate({key: torch.full_like(w, size) for key, w in trainer.weights.items()}, 0.0, 1, 1)
+        for size in (1.0, 5.0)
+    ]
+    for mean in trainer._gradient(estimates):
+        torch.testing.assert_close(mean, torch.full_like(mean, (1 + 3 * 5) / 4))
 
 
 def test_outer_rate_warms_up_and_anneals():

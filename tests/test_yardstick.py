@@ -107,6 +107,13 @@ def flip(content: bytes) -> bytes:
     return content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
 
 
+def test_a_curve_that_is_one_step_short_is_computed_again(tmp_path):
+    made, _ = measure(tmp_path, steps=16)  # a power of two, so no further steps are known
+    task = FAMILY.sample(torch.Generator().manual_seed(0))
+    assert made.units(FAMILY, task, SEEDS, PATH, 17).shape == (18, 3)
+    assert measure(tmp_path, steps=17)[1].shape == (18, 3)
+
+
 @pytest.mark.parametrize("damage", [damage_nothing, cut, empty, flip])
 def test_a_torn_file_is_computed_again_and_mended(tmp_path, damage):
     _, units = measure(tmp_path)
@@ -183,6 +190,18 @@ def test_evolution_sees_losses_in_their_units_so_that_a_scale_cancels(tmp_path):
     assert 0.5 < found[0].meta_loss / 5 < 2
     for key, value in found[0].grads.items():
         assert float((found[1].grads[key] - value).norm()) < 0.3 * float(value.norm()), key
+
+
+def test_losses_of_a_window_are_measured_at_their_own_steps(tmp_path):
+    _, worker = workers(tmp_path)
+    carry = worker.current(LearnableSGD())
+    assert worker._units is not None
+    assert worker._units.shape == (13, 2)
+    for end, count in ((5, 5), (9, 4), (12, 3)):
+        worker.carry = carry._replace(step=end)
+        steps = range(end - count + 1, end + 1)
+        expected = torch.stack([worker._units[step] for step in steps])
+        assert torch.equal(worker.unit(torch.ones(count, 2)), expected)
 
 
 def test_a_pool_repeats_its_tasks_with_fresh_minibatches(tmp_path):
