@@ -5,7 +5,8 @@
 
 Question: how many steps of Adam does one step of a learned rule cost, by backend?
 Method: one process; all contenders of a case in turn, then again, so that a change of the
-machine's mood meets all; the median of each. With one thread the CPU time of the (pinned) thread
+machine's mood meets all; the median of each. Steps are timed in pairs where matrices have bases, as
+these turn at every second one. With one thread the CPU time of the (pinned) thread
 is what counts, which other programs disturb less than wall time; with two it is wall time.
 Writes results/step_time.json and results/step_time.png. Conclusions stand in the README.
 """
@@ -32,6 +33,7 @@ from benchmarks.step_contenders import (
     instructions,
     make_params,
 )
+from learned_optim.bases import PERIOD
 from learned_optim.kernels import native
 
 ROUNDS = {"1M": 9, "5M": 5, "transformer": 5}
@@ -132,15 +134,16 @@ def time_case(case: str, threads: int, entrants: list[Contender]) -> list[dict[s
         with instructions(contender.isa):
             peaks.append(temporaries(ready[-1][1]) if threads == 1 else None)
     seconds: list[list[float]] = [[] for _ in ready]
-    now = clock(threads)
+    now, steps = clock(threads), PERIOD if case in BASES else 1
     for turn in range(ROUNDS.get(case, OTHERS) + 1):
         for (contender, step, _), found in zip(ready, seconds, strict=True):
             if not contender.large and turn > 3:
                 continue
             with instructions(contender.isa):
                 start = now()
-                step()
-                found.append(now() - start)
+                for _ in range(steps):
+                    step()
+                found.append((now() - start) / steps)
     rows = []
     for (contender, _, state), found, peak in zip(ready, seconds, peaks, strict=True):
         median = statistics.median(found[1:])  # the first turn warms up

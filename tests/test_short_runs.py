@@ -29,7 +29,9 @@ def test_short_runs_are_measured_averaged_shown_and_drawn(tmp_path, monkeypatch,
     for key, names in {"lengths": families.keys(), "fine_tuning": {"three"}}.items():
         for problems in content[key].values():
             assert problems.keys() == names
-            assert all(0.1 <= ratio <= 10 for f in problems.values() for ratio in f.values())
+            for facts in problems.values():
+                assert all(0.1 <= facts[entry] <= 10 for entry in short_runs.ENTRIES)
+                assert facts["adam_rate"] in short_runs.RATES
     short_runs.show(content)
     assert "geometric mean" in capsys.readouterr().out
     table = table_of(content)
