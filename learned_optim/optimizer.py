@@ -379,12 +379,11 @@ class LearnedOptimizer(Optimizer):
         if self._looked_at:
             raise RuntimeError("averaged() is in use: parameters are at the mean already")
         self._looked_at = True
+        params = (param for group in self.param_groups for param in group["params"])
         try:
-            shards.reshard_()
-            with at_mean(self._places()):
+            with shards.gathered_anew(params), at_mean(self._places()):
                 yield
         finally:
-            shards.reshard_()
             self._looked_at = False
 
     def _places(self) -> Iterator[Place]:

@@ -6,8 +6,8 @@ their class: importing it would load torch.distributed.tensor into every program
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -147,15 +147,25 @@ def fits(value: Tensor, param: Tensor) -> bool:
     return is_sharded(param) and value.device_mesh == param.device_mesh  # type: ignore[attr-defined]
 
 
-def reshard_() -> None:
-    """Make FSDP2's modules gather their parameters anew at their next forward.
+@contextmanager
+def gathered_anew(params: Iterable[Tensor]) -> Iterator[None]:
+    """Within the block, and again after it, FSDP2's modules gather their parameters anew.
 
-    A forward that no backward follows leaves them whole, and what is then written to the parts
-    goes unseen. A part does not say whose it is, so these are all modules of the program, which at
-    worst gather once more than they had to.
+    A forward that no backward follows leaves a module whole, and what is then written to the parts
+    goes unseen.
     """
-    if "torch.distributed.fsdp" not in sys.modules:
-        return
+    sharded = any(is_sharded(param) for param in params)
+    if sharded:
+        _reshard_()
+    try:
+        yield
+    finally:
+        if sharded:
+            _reshard_()
+
+
+def _reshard_() -> None:
+    """All modules of the program: a part does not say whose it is. At worst one gathers in vain."""
     from torch.distributed._composable_state import _module_state_mapping
 
     for module in list(_module_state_mapping):
