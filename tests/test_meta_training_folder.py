@@ -190,6 +190,15 @@ def test_what_is_no_bug_ends_a_command_with_one_line(command, tmp_path):
     assert (code, errors.count("\n")) == (2, 1)
 
 
+@pytest.fixture
+def interruptible():
+    """Interrupts raise, also where the tests run in the background and shells have them ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("later", [False, True])
 def test_a_second_signal_acts_at_once_if_it_is_not_an_echo_of_the_first(train, monkeypatch, later):
     came = []
