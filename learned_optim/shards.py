@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_PLAIN = {Tensor, torch.nn.Parameter}
+from learned_optim.together import PLAIN
+
 # A device mesh, and the dimensions of it that a tensor is cut along.
 Cut = tuple[Any, tuple[int, ...]]
 
@@ -21,14 +22,14 @@ Cut = tuple[Any, tuple[int, ...]]
 def is_sharded(tensor: Tensor) -> bool:
     """Whether it is a DTensor."""
     # Misses of hasattr are slow, and a step asks for every tensor of every parameter.
-    if type(tensor) in _PLAIN:
+    if type(tensor) in PLAIN:
         return False
     return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
 
 
 def is_whole(tensor: Tensor) -> bool:
     """Whether `to_local` would return the tensor itself."""
-    return type(tensor) in _PLAIN and not tensor.is_complex()
+    return type(tensor) in PLAIN and not tensor.is_complex()
 
 
 def is_flattened(tensor: Tensor) -> bool:

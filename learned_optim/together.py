@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-_PLAIN = {Tensor, torch.nn.Parameter}
+# Of these a pointer can name the memory; of fake tensors and DTensors none can.
+PLAIN = {Tensor, torch.nn.Parameter}
 
 Kind = tuple[torch.device, torch.dtype]
 
@@ -34,7 +35,7 @@ def apart(params: list[Tensor]) -> Iterator[list[Tensor]]:
     seen: dict[int, int] = {}
     for param in params:
         # Without memory that can be named, such as that of a DTensor, each is on its own.
-        place = (type(param) in _PLAIN and param.data_ptr()) or id(param)
+        place = (type(param) in PLAIN and param.data_ptr()) or id(param)
         seen[place] = seen.get(place, 0) + 1
         rounds.setdefault(seen[place], []).append(param)
     yield from rounds.values()
@@ -42,7 +43,7 @@ def apart(params: list[Tensor]) -> Iterator[list[Tensor]]:
 
 def _all_apart(params: list[Tensor]) -> bool:
     """Whether that is sure at a glance."""
-    plain = {type(param) for param in params} <= _PLAIN
+    plain = {type(param) for param in params} <= PLAIN
     return plain and len({param.data_ptr() for param in params}) == len(params)
 
 

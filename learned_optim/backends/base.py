@@ -24,9 +24,9 @@ from torch import Tensor
 from learned_optim.backends.kept import Kept, numbers
 from learned_optim.rules import Clock, State, UpdateRule, Weights
 from learned_optim.shards import Parts
+from learned_optim.together import PLAIN
 
 _FACTS = Kept()
-_PLAIN = {Tensor, torch.nn.Parameter}
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Batch:
     def plain(self) -> bool:
         """Whether its tensors have memory that a pointer can name (fake tensors have none)."""
         kinds = {type(slot.param) for slot in self.slots}
-        return {type(slot.grad) for slot in self.slots} == {Tensor} and kinds <= _PLAIN
+        return {type(slot.grad) for slot in self.slots} == {Tensor} and kinds <= PLAIN
 
 
 class Backend(ABC):

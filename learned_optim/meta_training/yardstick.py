@@ -18,8 +18,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from learned_optim import files
 from learned_optim.meta_training.baseline import RATES, adam_curves
 from learned_optim.tasks.base import Task, TaskFamily
 from learned_optim.tasks.datasets import cache_folder
@@ -171,16 +170,10 @@ def read(path: Path, key: str) -> Tensor | None:
 
 
 def write(path: Path, key: str, curve: Tensor) -> None:
-    """Written beside and moved into place, or not at all when the disk is full."""
+    """In one piece, or not at all when the disk is full."""
     content = safetensors.torch.save(
         {"curve": curve.contiguous()}, {"key": key, "digest": _digest(curve)}
     )
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            Path(temporary).replace(path)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
+        files.write(path, content)
