@@ -241,7 +241,7 @@ class LearnedOptimizer(Optimizer):
         surveys = []
         for batch, _, backend in works:
             with autocast_off(batch.device):
-                see_(batch)
+                see_(batch, backend.see_(batch))
                 surveys.append(backend.survey(batch))
         shards.add_up_(
             (shards.cut_of(params[i]), rows[i])

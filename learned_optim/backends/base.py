@@ -95,6 +95,14 @@ class Backend(ABC):
     def supports(rule: UpdateRule, device: torch.device, dtype: torch.dtype) -> str | None:
         """None when it can serve such parameters, else what is missing, as a half sentence."""
 
+    def see_(self, batch: Batch) -> list[Slot]:
+        """Before all else: the work of `first_stage`, for the slots that it can do it for.
+
+        Returns:
+            The others, which `first_stage` has to look at.
+        """
+        return batch.slots
+
     def broken(self, batch: Batch) -> Tensor:
         """1 where a tensor's gradient holds NaN or infinity, else 0, `(T, 1)`."""
         # The extremes propagate NaN, and need neither a temporary nor a sum that could overflow.

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from learned_optim import kernels
-from learned_optim.backends import cpu_default
-from learned_optim.backends.base import Backend, Batch
+from learned_optim.backends import cpu_default, cpu_matrices
+from learned_optim.backends.base import Backend, Batch, Slot
 from learned_optim.backends.copies import contiguous, mark_written, readable, write_back_
 from learned_optim.backends.eager import Eager
 from learned_optim.kernels.checks import MAX_HIDDEN, MAX_LAYERS, STORAGE
@@ -49,6 +49,12 @@ class Cpu(Backend):
         if torch.compiler.is_compiling():
             return "torch.compile cannot look into it"
         return kernels.why_not()
+
+    def see_(self, batch: Batch) -> list[Slot]:
+        """See `Backend.see_`; whole matrices in one call."""
+        if not batch.plain:
+            return batch.slots
+        return cpu_matrices.see_(batch)
 
     def broken(self, batch: Batch) -> Tensor:
         """See `Backend.broken`."""

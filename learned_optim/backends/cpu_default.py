@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from learned_optim import kernels
+from learned_optim.backends import cpu_matrices
 from learned_optim.backends.base import Batch, facts
 from learned_optim.backends.copies import contiguous, mark_written, readable, write_back_
 from learned_optim.backends.last_stage import Unfinished
@@ -85,15 +86,17 @@ def move(
     """See `Backend.move`; `weights` the rule's in one row."""
     slots, params, lr = batch.slots, prepared.rows[0], float(batch.lr)
     sits_out = [] if finite is None else finite.logical_not().nonzero().flatten().tolist()
-    late = {i: params[i].view(-1) for i, slot in enumerate(slots) if rule.waits(slot.shape)}
-    owed = {i: prepared.rows[1][i][OWED].view(-1) for i in late}
+    waiting = {i: params[i].view(-1) for i, slot in enumerate(slots) if rule.waits(slot.shape)}
+    owed = {i: prepared.rows[1][i][OWED].view(-1) for i in waiting}
+    mine = {i for i in waiting if cpu_matrices.finishes(batch, slots[i])}
+    late = {i: param for i, param in waiting.items() if i not in mine}
     unfinished = Unfinished(batch, late, owed, signals, finite, take=partial(_take_, batch))
-    for group in _groups(len(slots), late):
+    for group in _groups(len(slots), waiting):
         # Whole steps only: one that sits out goes to the last stage all the same, as zero.
         steps = {
-            i: torch.empty(len(late[i]), dtype=torch.float32, device="cpu")
+            i: torch.empty(len(waiting[i]), dtype=torch.float32, device="cpu")
             for i in group
-            if i in late
+            if i in waiting
         }
         for i in sits_out:
             if i in steps:
@@ -107,8 +110,10 @@ def move(
             lr=lr,
             keep=1.0 - lr * batch.decay,
         )
+        small = {i: step for i, step in steps.items() if i in mine and i not in sits_out}
+        cpu_matrices.move_(batch, small, params, owed, signals)
         for index, step in steps.items():
-            if step.numel():
+            if index in late and step.numel():
                 unfinished.put(index, 0, step)
         unfinished.move_whole_()
     unfinished.move_whole_()
@@ -124,12 +129,12 @@ def _take_(batch: Batch, param: Tensor, owed: Tensor, step: Tensor, terms: Tenso
     )
 
 
-def _groups(count: int, late: Mapping[int, Tensor]) -> Iterator[list[int]]:
+def _groups(count: int, whole: Mapping[int, Tensor]) -> Iterator[list[int]]:
     """Indices of the slots in order, cut so that few steps wait for the matrix stage."""
     group: list[int] = []
     waiting = 0
     for index in range(count):
-        size = late[index].numel() if index in late else 0
+        size = whole[index].numel() if index in whole else 0
         if group and waiting + size > WAITING:
             yield group
             group, waiting = [], 0

@@ -62,18 +62,23 @@ def bases_of(slots: list[Slot]) -> Basis:
     return Basis(*(_stack([slot.state[key] for slot in slots]) for key in Basis._fields))
 
 
-def see_(batch: Batch) -> None:
-    """Put in the place of gradients what is seen of them; turn the bases whose turn it is."""
+def see_(batch: Batch, slots: list[Slot]) -> None:
+    """Put in the place of gradients what is seen of them; turn the bases whose turn it is.
+
+    Args:
+        batch: the parameters.
+        slots: those of them that are left to do, see `Backend.see_`.
+    """
     alike: dict[tuple[object, ...], list[Slot]] = {}
-    for index, slot in enumerate(batch.slots):
+    for index, slot in enumerate(slots):
         if batch.rule.has_basis(slot.shape):
             small = slot.parts is None and 2 * slot.param.numel() <= STACKED
             small = small and slot.age is not None  # or they might not be of one age
             key = (slot.shape, slot.age, slot.grad.dtype) if small else (index,)
             alike.setdefault(key, []).append(slot)
-    for slots in alike.values():
-        for start, stop in cuts(len(slots), max(1, STACK // _size(slots[0].shape))):
-            _see_(batch, slots[start:stop])
+    for some in alike.values():
+        for start, stop in cuts(len(some), max(1, STACK // _size(some[0].shape))):
+            _see_(batch, some[start:stop])
     dtypes = {slot.grad.dtype for slot in batch.slots}
     # Kernels read gradients of one dtype, none wider than they compute in; what is seen is in that.
     if len(dtypes) > 1 or dtypes == {torch.float64}:

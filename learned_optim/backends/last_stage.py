@@ -58,7 +58,7 @@ class Unfinished:
         self._missing = {
             index: params[index].numel()
             for index, slot in enumerate(batch.slots)
-            if batch.rule.waits(slot.shape)
+            if index in params and batch.rule.waits(slot.shape)
         }
 
     def __contains__(self, slot: int) -> bool:

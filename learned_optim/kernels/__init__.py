@@ -6,8 +6,15 @@ loaded before the first call.
 
 from __future__ import annotations
 
+from learned_optim.kernels.bases import (
+    FIRM,
+    STILL,
+    TURNING,
+    Bases,
+    see_,
+)
 from learned_optim.kernels.cells import cells_step_
-from learned_optim.kernels.checks import CELLS, weight_count
+from learned_optim.kernels.checks import CELLS, STORAGE, weight_count
 from learned_optim.kernels.default_control import default_control_
 from learned_optim.kernels.default_runs import (
     DefaultState,
@@ -16,6 +23,7 @@ from learned_optim.kernels.default_runs import (
 )
 from learned_optim.kernels.default_update import DefaultTensors
 from learned_optim.kernels.lstm import lstm_bptt, lstm_vjp
+from learned_optim.kernels.matrix_steps import straighten_, unsee_
 from learned_optim.kernels.native import Unavailable, why_not
 from learned_optim.kernels.take import take_
 from learned_optim.kernels.update import cells_update_, count_up_, not_finite
@@ -28,6 +36,11 @@ def available() -> bool:
 
 __all__ = [
     "CELLS",
+    "FIRM",
+    "STILL",
+    "STORAGE",
+    "TURNING",
+    "Bases",
     "DefaultState",
     "DefaultTensors",
     "Unavailable",
@@ -41,7 +54,10 @@ __all__ = [
     "lstm_bptt",
     "lstm_vjp",
     "not_finite",
+    "see_",
+    "straighten_",
     "take_",
+    "unsee_",
     "weight_count",
     "why_not",
 ]

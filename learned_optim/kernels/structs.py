@@ -137,6 +137,48 @@ class TakeArguments(ctypes.Structure):
     )
 
 
+class SeeArguments(ctypes.Structure):
+    """See src/table.h."""
+
+    _fields_ = (
+        ("count", _Int64),
+        ("tensors", _Pointer),
+        ("memory", _Float),
+        ("ridge", _Float),
+        ("threads", _Int32),
+    )
+
+
+class UnseeArguments(ctypes.Structure):
+    """See src/table.h."""
+
+    _fields_ = (
+        ("count", _Int64),
+        ("tensors", _Pointer),
+        ("terms", _Pointer),
+        ("lr", _Float),
+        ("keep", _Float),
+        ("param_type", _Int32),
+        ("threads", _Int32),
+    )
+
+
+class StraightenArguments(ctypes.Structure):
+    """See src/table.h."""
+
+    _fields_ = (
+        ("count", _Int64),
+        ("iterations", _Int64),
+        ("tensors", _Pointer),
+        ("terms", _Pointer),
+        ("quintics", _Pointer),
+        ("lr", _Float),
+        ("keep", _Float),
+        ("param_type", _Int32),
+        ("threads", _Int32),
+    )
+
+
 class DefaultArguments(ctypes.Structure):
     """See src/table.h."""
 

@@ -71,6 +71,14 @@ EXPORT int learned_optim_finite(int level, const FiniteArguments* a) {
 
 EXPORT int learned_optim_take(int level, const TakeArguments* a) { return find(level)->take(a); }
 
+EXPORT int learned_optim_see(int level, const SeeArguments* a) { return find(level)->see(a); }
+
+EXPORT int learned_optim_unsee(int level, const UnseeArguments* a) { return find(level)->unsee(a); }
+
+EXPORT int learned_optim_straighten(int level, const StraightenArguments* a) {
+  return find(level)->straighten(a);
+}
+
 // Adds 1 to each of `count` numbers.
 EXPORT int learned_optim_count(int, const CountArguments* a) {
   for (long i = 0; i < a->count; i++) *a->numbers[i] += 1;

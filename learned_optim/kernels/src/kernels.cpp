@@ -1,5 +1,6 @@
 // The kernels for one instruction set: compiled once for each, with its flags and
 // -DTABLE=<name of the table that dispatch.cpp knows>.
+#include "bases.h"
 #include "bptt.h"
 #include "default_kept.h"
 #include "default_runs.h"
@@ -7,6 +8,7 @@
 #include "default_update.h"
 #include "finite.h"
 #include "step.h"
+#include "straighten.h"
 #include "table.h"
 #include "take.h"
 #include "update.h"
@@ -68,6 +70,9 @@ const Table TABLE = {W,
                      update,
                      run_finite,
                      run_take,
+                     run_see,
+                     run_unsee,
+                     run_straighten,
                      run_default_survey,
                      run_default_update,
                      run_default_kept,

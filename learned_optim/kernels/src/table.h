@@ -70,6 +70,52 @@ struct TakeArguments {
   int32_t param_type, threads;
 };
 
+// A matrix, rows x columns, and its bases (`bases.Basis`): what is seen of the gradient goes to `seen`.
+// At a `turn` (1; 2: a firm one) the bases turn, and the momentum, which is seen in them.
+struct BasisTensor {
+  const void* grad;
+  float *seen, *left, *right, *spread, *momentum;
+  int64_t rows, columns, grad_type, turn;
+};
+
+struct SeeArguments {
+  int64_t count;
+  const BasisTensor* tensors;
+  float memory, ridge;
+  int32_t threads;
+};
+
+// The whole step of a matrix, written over, and its bases where it has any.
+struct MatrixStep {
+  float *step, *left, *right;
+  void* param;
+  float* owed;
+  int64_t rows, columns;
+};
+
+// As `TakeArguments` says, of steps out of their bases; `terms`: share and due of each.
+struct UnseeArguments {
+  int64_t count;
+  const MatrixStep* tensors;
+  const float* terms;
+  float lr, keep;
+  int32_t param_type, threads;
+};
+
+struct StraightenTerms {
+  float length, blend, gain, share, due;  // as in `Signals`
+};
+
+// The same of steps that are orthogonalised in part; three numbers for each of the iterations.
+struct StraightenArguments {
+  int64_t count, iterations;
+  const MatrixStep* tensors;
+  const StraightenTerms* terms;
+  const float* quintics;
+  float lr, keep;
+  int32_t param_type, threads;
+};
+
 // Numbers that are counted up by 1.
 struct CountArguments {
   int64_t count;
@@ -137,6 +183,9 @@ struct Table {
   int (*update)(const CellsArguments*, const UpdateArguments*);
   int (*finite)(const FiniteArguments*);
   int (*take)(const TakeArguments*);
+  int (*see)(const SeeArguments*);
+  int (*unsee)(const UnseeArguments*);
+  int (*straighten)(const StraightenArguments*);
   int (*default_survey)(const DefaultArguments*);
   int (*default_update)(const DefaultArguments*);
   int (*default_control)(const DefaultControlArguments*, const DefaultKeptArguments*);

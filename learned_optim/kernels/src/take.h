@@ -5,9 +5,8 @@
 
 namespace {
 
-inline void take_chunk(void* context, long index, void*) {
-  const TakeArguments& a = **(const TakeArguments**)context;
-  const long start = index * PIECE, left = a.count - start, count = left < PIECE ? left : PIECE;
+// `count` numbers from `start` on.
+INLINE void take_some(const TakeArguments& a, long start, long count) {
   char* params = (char*)a.param + start * size_of(a.param_type);
   float param[TV], owed[TV], step[TV];
   for (long done = 0; done < count; done += TV) {
@@ -27,6 +26,12 @@ inline void take_chunk(void* context, long index, void*) {
     write_row(a.param_type, param, length, param_at);
     write_row(FLOAT32, owed, length, owed_at);
   }
+}
+
+inline void take_chunk(void* context, long index, void*) {
+  const TakeArguments& a = **(const TakeArguments**)context;
+  const long start = index * PIECE, left = a.count - start;
+  take_some(a, start, left < PIECE ? left : PIECE);
 }
 
 inline int run_take(const TakeArguments* a) {

@@ -1,0 +1,119 @@
+"""The matrix stage of small matrices on the CPU's kernels: many of them in one call.
+
+What `first_stage` and `last_stage` do in some thirty of torch's operations a matrix, each of which
+costs more than its arithmetic where a matrix is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from learned_optim import bases, kernels
+from learned_optim.backends.base import Batch, Slot
+from learned_optim.backends.copies import contiguous, readable, write_back_
+from learned_optim.matrices import QUINTICS, as_matrix
+from learned_optim.rules.default import SIGNALS
+
+# Rows, or columns, and numbers of a matrix without a basis up to which torch's products, faster
+# for large ones, do not make up for the cost of calling them.
+SHORTEST, SMALL = 64, 1 << 14
+STRAIGHTEN_TERMS = [SIGNALS.index(name) for name in ("length", "blend", "gain", "share", "due")]
+
+
+def finishes(batch: Batch, slot: Slot) -> bool:
+    """Whether the kernels do the last stage of a slot that has one: a whole and small matrix."""
+    if slot.parts is not None or not slot.param.numel():
+        return False
+    short = min(as_matrix(slot.shape))
+    small = short <= SHORTEST and slot.param.numel() <= SMALL
+    return batch.rule.has_basis(slot.shape) or small
+
+
+def _sees(batch: Batch, slot: Slot) -> bool:
+    """Whether they do the first: a whole matrix whose number of steps the host knows."""
+    legible = slot.grad.dtype in kernels.STORAGE
+    known = slot.parts is None and slot.age is not None
+    return legible and known and batch.rule.has_basis(slot.shape)
+
+
+def see_(batch: Batch) -> list[Slot]:
+    """See `Backend.see_`."""
+    mine, others = [], []
+    for slot in batch.slots:
+        (mine if _sees(batch, slot) else others).append(slot)
+    if not mine:
+        return others
+    ((key, row),) = batch.rule.turning
+    summed = [slot.state[key][row] for slot in mine]
+    momenta, (kept, rows) = contiguous(summed), _bases(mine)
+    seen = kernels.see_(
+        readable([slot.grad for slot in mine]),
+        rows,
+        momenta,
+        [as_matrix(slot.shape) for slot in mine],
+        [_turn(slot.age or 0) for slot in mine],
+        memory=bases.MEMORY,
+        ridge=bases.RIDGE,
+    )
+    write_back_(summed, momenta)
+    for entries, copies in zip(kept, rows, strict=True):
+        write_back_(entries, copies)
+    for slot, one in zip(mine, seen, strict=True):
+        slot.grad = one.view(slot.shape)
+    return others
+
+
+def _turn(age: int) -> int:
+    """What a matrix's bases do after that many steps."""
+    if not bases.is_due(age + 1):
+        return kernels.STILL
+    return kernels.FIRM if bases.is_firm(age + 1) else kernels.TURNING
+
+
+def _bases(slots: Sequence[Slot]) -> tuple[kernels.Bases, kernels.Bases]:
+    """The slots' entries, and the same in memory that a pointer can name."""
+    columns = [[slot.state[key] for slot in slots] for key in kernels.Bases._fields]
+    return kernels.Bases(*columns), kernels.Bases(*map(contiguous, columns))
+
+
+def move_(
+    batch: Batch,
+    steps: Mapping[int, Tensor],
+    params: Sequence[Tensor],
+    owed: Mapping[int, Tensor],
+    signals: Tensor,
+) -> None:
+    """Whole steps of some slots that `finished` names through the last stage, see `last_stage`.
+
+    Args:
+        batch: T parameters.
+        steps: `(N,)` each, by the number of their slot; written over.
+        params: of all slots, contiguous.
+        owed: as `steps`; in place.
+        signals: `(M, T)`.
+    """
+    for kernel, with_basis in ((_unsee_, True), (_straighten_, False)):
+        members = [i for i in steps if batch.rule.has_basis(batch.slots[i].shape) == with_basis]
+        if members:
+            rows = [[source[i] for i in members] for source in (steps, params, owed)]
+            kernel(batch, [batch.slots[i] for i in members], rows, signals[:, members])
+
+
+def _unsee_(batch: Batch, slots: list[Slot], rows: list[list[Tensor]], signals: Tensor) -> None:
+    """`move_` of slots with bases; `rows` are their steps, parameters and what is owed."""
+    steps, params, owed = rows
+    lr, shapes = float(batch.lr), [as_matrix(slot.shape) for slot in slots]
+    terms, keep = signals[-2:], 1.0 - lr * batch.decay
+    kernels.unsee_(steps, _bases(slots)[1], params, owed, shapes, terms, lr=lr, keep=keep)
+
+
+def _straighten_(
+    batch: Batch, slots: list[Slot], rows: list[list[Tensor]], signals: Tensor
+) -> None:
+    """`move_` of slots without."""
+    steps, params, owed = rows
+    lr, shapes = float(batch.lr), [as_matrix(slot.shape) for slot in slots]
+    terms, keep = signals[STRAIGHTEN_TERMS], 1.0 - lr * batch.decay
+    kernels.straighten_(steps, params, owed, shapes, terms, QUINTICS, lr=lr, keep=keep)
