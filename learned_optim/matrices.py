@@ -75,11 +75,13 @@ def straighten(matrix: Tensor, quintics: Sequence[Quintic] = QUINTICS) -> tuple[
     # The Frobenius norm bounds the spectral norm, so the iteration starts inside its basin.
     x = x / norm.clamp_min(1)
     x = x.bfloat16() if in_bfloat16(matrix) else x
-    return _iterate(x, quintics).to(matrix.dtype), size
+    return iterate(x, quintics).to(matrix.dtype), size
 
 
-def _iterate(x: Tensor, quintics: Sequence[Quintic]) -> Tensor:
-    """`x <- a x + b (x x^T) x + c (x x^T)^2 x` for each quintic, `(..., A, B)`.
+def iterate(x: Tensor, quintics: Sequence[Quintic] = QUINTICS) -> Tensor:
+    """`orthogonalize` for a matrix of norm 1 or less, in its own dtype.
+
+    `x <- a x + b (x x^T) x + c (x x^T)^2 x` for each quintic, `(..., A, B)`.
 
     Of a matrix with more rows than columns the same by `x^T x`, from the right: its transpose would
     lie across the memory of all that it meets next.

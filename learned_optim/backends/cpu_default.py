@@ -88,7 +88,7 @@ def move(
     sits_out = [] if finite is None else finite.logical_not().nonzero().flatten().tolist()
     waiting = {i: params[i].view(-1) for i, slot in enumerate(slots) if rule.waits(slot.shape)}
     owed = {i: prepared.rows[1][i][OWED].view(-1) for i in waiting}
-    mine = {i for i in waiting if cpu_matrices.finishes(batch, slots[i])}
+    mine = {i for i in waiting if cpu_matrices.finishes(slots[i])}
     late = {i: param for i, param in waiting.items() if i not in mine}
     unfinished = Unfinished(batch, late, owed, signals, finite, take=partial(_take_, batch))
     for group in _groups(len(slots), waiting):

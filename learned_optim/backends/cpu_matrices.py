@@ -1,4 +1,4 @@
-"""The matrix stage of small matrices on the CPU's kernels: many of them in one call.
+"""The matrix stage on the CPU's kernels: many small matrices in one call, large ones one by one.
 
 What `first_stage` and `last_stage` do in some thirty of torch's operations a matrix, each of which
 costs more than its arithmetic where a matrix is small.
@@ -6,29 +6,35 @@ costs more than its arithmetic where a matrix is small.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from learned_optim import bases, kernels
 from learned_optim.backends.base import Batch, Slot
 from learned_optim.backends.copies import contiguous, readable, write_back_
-from learned_optim.matrices import QUINTICS, as_matrix
-from learned_optim.rules.default import SIGNALS
+from learned_optim.matrices import QUINTICS, as_matrix, in_bfloat16, iterate
+from learned_optim.rules.default import DEAD, SIGNALS
+from learned_optim.rules.ranges import tiny
 
 # Rows, or columns, and numbers of a matrix without a basis up to which torch's products, faster
 # for large ones, do not make up for the cost of calling them.
 SHORTEST, SMALL = 64, 1 << 14
+# Of steps, parameters and what is owed, and the signals, of some slots.
+Kernel = Callable[[Batch, list[Slot], list[list[Tensor]], Tensor], None]
 STRAIGHTEN_TERMS = [SIGNALS.index(name) for name in ("length", "blend", "gain", "share", "due")]
 
 
-def finishes(batch: Batch, slot: Slot) -> bool:
-    """Whether the kernels do the last stage of a slot that has one: a whole and small matrix."""
-    if slot.parts is not None or not slot.param.numel():
-        return False
-    short = min(as_matrix(slot.shape))
-    small = short <= SHORTEST and slot.param.numel() <= SMALL
-    return batch.rule.has_basis(slot.shape) or small
+def finishes(slot: Slot) -> bool:
+    """Whether the kernels do the last stage of a slot that has one: a whole matrix."""
+    return slot.parts is None and slot.param.numel() > 0
+
+
+def _is_small(slot: Slot) -> bool:
+    """Whether all of it is the kernels', products included."""
+    return min(as_matrix(slot.shape)) <= SHORTEST and slot.param.numel() <= SMALL
 
 
 def _sees(batch: Batch, slot: Slot) -> bool:
@@ -94,8 +100,12 @@ def move_(
         owed: as `steps`; in place.
         signals: `(M, T)`.
     """
-    for kernel, with_basis in ((_unsee_, True), (_straighten_, False)):
-        members = [i for i in steps if batch.rule.has_basis(batch.slots[i].shape) == with_basis]
+    kinds: dict[Kernel, list[int]] = {_unsee_: [], _straighten_: [], _finish_: []}
+    for i in steps:
+        slot = batch.slots[i]
+        large = _straighten_ if _is_small(slot) else _finish_
+        kinds[_unsee_ if batch.rule.has_basis(slot.shape) else large].append(i)
+    for kernel, members in kinds.items():
         if members:
             rows = [[source[i] for i in members] for source in (steps, params, owed)]
             kernel(batch, [batch.slots[i] for i in members], rows, signals[:, members])
@@ -117,3 +127,26 @@ def _straighten_(
     lr, shapes = float(batch.lr), [as_matrix(slot.shape) for slot in slots]
     terms, keep = signals[STRAIGHTEN_TERMS], 1.0 - lr * batch.decay
     kernels.straighten_(steps, params, owed, shapes, terms, QUINTICS, lr=lr, keep=keep)
+
+
+def _finish_(batch: Batch, slots: list[Slot], rows: list[list[Tensor]], signals: Tensor) -> None:
+    """`move_` of large slots without: torch's products, and few passes over the memory."""
+    lr = float(batch.lr)
+    columns = zip(slots, *rows, signals[STRAIGHTEN_TERMS].T.tolist(), strict=True)
+    for slot, step, param, owed, (length, blend, gain, share, due) in columns:
+        sides = as_matrix(slot.shape)
+        shorter = in_bfloat16(step.view(sides))
+        x, norm = kernels.normalize(step, torch.bfloat16 if shorter else torch.float32)
+        rms = norm / math.sqrt(step.numel()) / max(length, tiny(step))
+        kernels.finish_(
+            step,
+            iterate(x.view(sides)).contiguous().view(-1),
+            param.view(-1),
+            owed,
+            blend=blend,
+            size=gain * length * math.sqrt(rms * rms + DEAD) * math.sqrt(max(sides)),
+            share=share,
+            due=due,
+            lr=lr,
+            keep=1.0 - lr * batch.decay,
+        )

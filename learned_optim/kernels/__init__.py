@@ -22,6 +22,7 @@ from learned_optim.kernels.default_runs import (
     default_weight_count,
 )
 from learned_optim.kernels.default_update import DefaultTensors
+from learned_optim.kernels.large_steps import finish_, normalize
 from learned_optim.kernels.lstm import lstm_bptt, lstm_vjp
 from learned_optim.kernels.matrix_steps import straighten_, unsee_
 from learned_optim.kernels.native import Unavailable, why_not
@@ -51,8 +52,10 @@ __all__ = [
     "default_control_",
     "default_step_",
     "default_weight_count",
+    "finish_",
     "lstm_bptt",
     "lstm_vjp",
+    "normalize",
     "not_finite",
     "see_",
     "straighten_",

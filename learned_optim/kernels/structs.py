@@ -179,6 +179,40 @@ class StraightenArguments(ctypes.Structure):
     )
 
 
+class NormalizeArguments(ctypes.Structure):
+    """See src/table.h."""
+
+    _fields_ = (
+        ("count", _Int64),
+        ("numbers", _Pointer),
+        ("to", _Pointer),
+        ("norm", _Pointer),
+        ("type", _Int32),
+        ("threads", _Int32),
+    )
+
+
+class FinishArguments(ctypes.Structure):
+    """See src/table.h."""
+
+    _fields_ = (
+        ("count", _Int64),
+        ("step", _Pointer),
+        ("straight", _Pointer),
+        ("param", _Pointer),
+        ("owed", _Pointer),
+        ("blend", _Float),
+        ("size", _Float),
+        ("share", _Float),
+        ("due", _Float),
+        ("lr", _Float),
+        ("keep", _Float),
+        ("straight_type", _Int32),
+        ("param_type", _Int32),
+        ("threads", _Int32),
+    )
+
+
 class DefaultArguments(ctypes.Structure):
     """See src/table.h."""
 

@@ -79,6 +79,14 @@ EXPORT int learned_optim_straighten(int level, const StraightenArguments* a) {
   return find(level)->straighten(a);
 }
 
+EXPORT int learned_optim_normalize(int level, const NormalizeArguments* a) {
+  return find(level)->normalize(a);
+}
+
+EXPORT int learned_optim_finish(int level, const FinishArguments* a) {
+  return find(level)->finish(a);
+}
+
 // Adds 1 to each of `count` numbers.
 EXPORT int learned_optim_count(int, const CountArguments* a) {
   for (long i = 0; i < a->count; i++) *a->numbers[i] += 1;

@@ -7,6 +7,7 @@
 #include "default_survey.h"
 #include "default_update.h"
 #include "finite.h"
+#include "large_steps.h"
 #include "step.h"
 #include "straighten.h"
 #include "table.h"
@@ -73,6 +74,8 @@ const Table TABLE = {W,
                      run_see,
                      run_unsee,
                      run_straighten,
+                     run_normalize,
+                     run_finish,
                      run_default_survey,
                      run_default_update,
                      run_default_kept,

@@ -116,6 +116,27 @@ struct StraightenArguments {
   int32_t param_type, threads;
 };
 
+// to <- numbers / norm, of float32 or bfloat16.
+struct NormalizeArguments {
+  int64_t count;
+  const float* numbers;
+  void* to;
+  double* norm;
+  int32_t type, threads;
+};
+
+// As `TakeArguments` says, of the step mixed with `size` times what is straight, of float32 or bfloat16;
+// nothing where a number of the mixture is not finite.
+struct FinishArguments {
+  int64_t count;
+  const float* step;
+  const void* straight;
+  void* param;
+  float* owed;
+  float blend, size, share, due, lr, keep;
+  int32_t straight_type, param_type, threads;
+};
+
 // Numbers that are counted up by 1.
 struct CountArguments {
   int64_t count;
@@ -186,6 +207,8 @@ struct Table {
   int (*see)(const SeeArguments*);
   int (*unsee)(const UnseeArguments*);
   int (*straighten)(const StraightenArguments*);
+  int (*normalize)(const NormalizeArguments*);
+  int (*finish)(const FinishArguments*);
   int (*default_survey)(const DefaultArguments*);
   int (*default_update)(const DefaultArguments*);
   int (*default_control)(const DefaultControlArguments*, const DefaultKeptArguments*);
