@@ -70,6 +70,8 @@ def provenance(content: Mapping[str, Any], file: str) -> str:
         parts.append(f"torch {versions['torch']}")
     if "processor" in content.get("hardware", {}):
         parts.append(content["hardware"]["processor"])
+    if "note" in content:
+        parts.append(content["note"])
     return "<sub>" + ", ".join(parts) + "</sub>"
 
 
