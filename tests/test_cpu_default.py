@@ -172,9 +172,14 @@ def test_transposed_and_strided_tensors_equal_eager():
     batch.slots[0].param = batch.slots[0].param.t().contiguous().t()
     batch.slots[1].grad = torch.randn(12, 16)[::2, ::2]
     batch.slots[2].param = torch.randn(12, 8)[::2]
+    for slot in batch.slots:  # the tensor's state as well
+        kept = slot.state["controller"]
+        slot.state["controller"] = torch.zeros(2 * len(kept))[::2]
     moved = run(Cpu(), batch)
     assert_alike(moved, run(Eager(), batch))
     assert moved.slots[0].param.stride() == (1, 6)
+    assert moved.slots[0].state["controller"].stride() == (2,)
+    assert moved.slots[0].state["controller"].any()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -27,10 +27,19 @@ from benchmarks.general.scores import (
 )
 from benchmarks.general.steppers import Instances, Packaged, Together, Unrolled, learned
 from benchmarks.general.store import MAIN
-from benchmarks.general.training import FLOOR, Outcome, summarize, train
+from benchmarks.general.training import (
+    FLOOR,
+    TEST_BATCHES,
+    Outcome,
+    _losses,
+    _test_loss,
+    summarize,
+    train,
+)
 from benchmarks.readme_tables import table_of
 from learned_optim import LearnedOptimizer
 from learned_optim.matrices import orthogonalize
+from learned_optim.meta_training.unroll import Runs
 from learned_optim.tasks import CNN, IllConditionedQuadratic, MLPClassification
 from learned_optim.tasks.splits import META_TEST, check_trainable
 
@@ -200,6 +209,23 @@ def test_a_run_of_torchs_adam_is_that_of_the_grid_and_test_losses_are_those_of_t
     torch.testing.assert_close(grid.final[:, 1], real.final[:, 0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(grid.test[:, 1], real.test[:, 0], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(grid.final[:, 0], real.final[:, 0], rtol=1e-3)
+
+
+def test_test_batches_follow_from_seeds_that_no_training_has():
+    item = small()
+    assert not {*item.seeds()} & {*item.seeds("test")}
+    drawn: dict[str, torch.Tensor] = {}
+    for purpose in ("train", "test"):
+        runs = Runs(item.task, item.seeds(), perturbations=1, split="test")
+        runs.generators = [torch.Generator().manual_seed(seed) for seed in item.seeds(purpose)]
+        runs.next_batch()  # which is looked at alone: whether there are any
+        losses = [_losses(runs, runs.start(), runs.next_batch()) for _ in range(TEST_BATCHES)]
+        drawn[purpose] = torch.stack(losses).double().mean(0)
+    runs = Runs(item.task, item.seeds(), perturbations=1)
+    found = _test_loss(item, runs, runs.start())
+    assert found is not None
+    assert torch.equal(found, drawn["test"])
+    assert not torch.equal(found, drawn["train"])
 
 
 @pytest.mark.parametrize("family", [SMALL, CNN(activation="relu", depth=2, width=4)])

@@ -13,7 +13,7 @@ from learned_optim import kernels
 from learned_optim.rules.deferral import defer
 
 COUNTS = [0, 1, 15, 64, 65, (1 << 16) + 7, (1 << 18) + 3]
-TERMS = {"blend": 0.97, "size": 0.02, "share": 0.5, "due": 0.08}
+TERMS: dict[str, Any] = {"blend": 0.97, "size": 0.02, "share": 0.5, "due": 0.08}
 
 pytestmark = pytest.mark.usefixtures("built_kernels")
 
