@@ -6,20 +6,33 @@ namespace {
 
 constexpr float LOG2_E = 1.44269504f;
 
-// 2^y to 2e-7 for y clamped to [-40, 40]: minimax polynomial on [-1/2, 1/2], exponent added as an
-// integer. The clamp lets three such numbers be multiplied before one reciprocal.
+// 2^r to 2e-7 on [-1/2, 1/2]: minimax.
+INLINE vf exp2_fraction(vf r) {
+  vf q = r * 0.00132764794f + 0.00967554189f;
+  q = q * r + 0.0555071309f;
+  q = q * r + 0.240221202f;
+  q = q * r + 0.693146944f;
+  return q * r + 1.0f;
+}
+
+// 2^y to 2e-7 for y clamped to at most 40, which lets three such numbers be multiplied before one
+// reciprocal. AVX-512 has instructions that take the integer off and put it into the exponent, however
+// small: 6 to 15 % of a step in float32. Elsewhere it is added to the exponent, so y is at least -40 too.
+#if defined(__AVX512DQ__)
+INLINE vf exp2_clamped(vf y) {
+  y = vmin(set1(40.0f), y);
+  vf r = (vf)_mm512_reduce_ps((__m512)y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return (vf)_mm512_scalef_ps((__m512)exp2_fraction(r), (__m512)(y - r));
+}
+#else
 INLINE vf exp2_clamped(vf y) {
   y = clamp(y, -40.0f, 40.0f);
   const float round_to_integer = 12582912.0f;  // 1.5 * 2^23: the sum's low bits are the integer
   vf shifted = y + round_to_integer;
   vf r = y - (shifted - round_to_integer);
-  vf q = r * 0.00132764794f + 0.00967554189f;
-  q = q * r + 0.0555071309f;
-  q = q * r + 0.240221202f;
-  q = q * r + 0.693146944f;
-  q = q * r + 1.0f;
-  return from_bits(bits(q) + (bits(shifted) << 23));
+  return from_bits(bits(exp2_fraction(r)) + (bits(shifted) << 23));
 }
+#endif
 
 struct Fraction {
   vf n, d;
