@@ -98,10 +98,10 @@ void finish_chunk(void* context, long index, void*) {
   const FinishArguments& a = ((const Finish*)context)->a;
   each_of_piece(a.count, index, [&](long i, long count) {
     char* param = (char*)a.param + i * size_of(a.param_type);
-    const vf step = finished<TYPE>(a, i, count), all = load_some(FLOAT32, a.owed + i, count) + step;
-    const vf taken = step + a.share * (a.due * all - step);
-    store_some(a.param_type, param, load_some(a.param_type, param, count) * a.keep + taken * a.lr, count);
-    store_some(FLOAT32, a.owed + i, (1 - a.due) * all, count);
+    const vf owed = load_some(FLOAT32, a.owed + i, count), before = load_some(a.param_type, param, count);
+    const Deferred now = defer(finished<TYPE>(a, i, count), owed, a.share, a.due);
+    store_some(a.param_type, param, before * a.keep + now.taken * a.lr, count);
+    store_some(FLOAT32, a.owed + i, now.owed, count);
   });
 }
 

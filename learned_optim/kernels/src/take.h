@@ -5,6 +5,16 @@
 
 namespace {
 
+// What is taken of a step now, and what is owed then, see deferral.py.
+struct Deferred {
+  vf taken, owed;
+};
+
+INLINE Deferred defer(vf step, vf owed, float share, float due) {
+  const vf all = owed + step;
+  return {step + share * (due * all - step), (1 - due) * all};
+}
+
 // `count` numbers from `start` on.
 INLINE void take_some(const TakeArguments& a, long start, long count) {
   char* params = (char*)a.param + start * size_of(a.param_type);
@@ -18,10 +28,9 @@ INLINE void take_some(const TakeArguments& a, long start, long count) {
     read_row(FLOAT32, (const char*)(a.step + start + done), length, step);
 #pragma GCC unroll 8
     for (int i = 0; i < V; i++) {
-      const vf whole = load(step + i * W), all = load(owed + i * W) + whole;
-      const vf taken = whole + a.share * (a.due * all - whole);
-      store(param + i * W, load(param + i * W) * a.keep + taken * a.lr);
-      store(owed + i * W, (1 - a.due) * all);
+      const Deferred now = defer(load(step + i * W), load(owed + i * W), a.share, a.due);
+      store(param + i * W, load(param + i * W) * a.keep + now.taken * a.lr);
+      store(owed + i * W, now.owed);
     }
     write_row(a.param_type, param, length, param_at);
     write_row(FLOAT32, owed, length, owed_at);
