@@ -110,8 +110,8 @@ def move(
             lr=lr,
             keep=1.0 - lr * batch.decay,
         )
-        small = {i: step for i, step in steps.items() if i in mine and i not in sits_out}
-        cpu_matrices.move_(batch, small, params, owed, signals)
+        whole = {i: step for i, step in steps.items() if i in mine and i not in sits_out}
+        cpu_matrices.move_(batch, whole, params, owed, signals)
         for index, step in steps.items():
             if index in late and step.numel():
                 unfinished.put(index, 0, step)

@@ -91,7 +91,7 @@ def move_(
     owed: Mapping[int, Tensor],
     signals: Tensor,
 ) -> None:
-    """Whole steps of some slots that `finished` names through the last stage, see `last_stage`.
+    """Whole steps of some slots that `finishes` names through the last stage, see `last_stage`.
 
     Args:
         batch: T parameters.
