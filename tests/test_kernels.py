@@ -231,7 +231,7 @@ def test_without_a_home_the_library_beside_the_package_is_all_there_is(monkeypat
     assert not isinstance(loaded, str) or "not built" in loaded
 
 
-def test_a_folder_that_may_not_be_entered_is_a_reason(monkeypatch, tmp_path):
+def test_a_folder_of_the_library_that_may_not_be_entered_is_a_reason(monkeypatch, tmp_path):
     def refused(path: Path) -> bool:
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -240,7 +240,7 @@ def test_a_folder_that_may_not_be_entered_is_a_reason(monkeypatch, tmp_path):
     assert "Permission denied" in str(native._load.__wrapped__())
 
 
-def test_without_sources_there_are_no_kernels(monkeypatch, tmp_path):
+def test_without_sources_there_is_no_library(monkeypatch, tmp_path):
     monkeypatch.setattr(build, "SOURCES", tmp_path / "none")
     assert "are not there" in str(native._load.__wrapped__())
 
