@@ -66,9 +66,8 @@ def optimized(
 # A trained rule may be chaotic: rounding doubles within a few steps. So the whole horizon is
 # compared in float64, and float32, kernels included, over the steps in which it can not grow.
 PRECISIONS = {torch.float64: (100, 1e-5), torch.float32: (8, 1e-5)}
-# Eight gradients leave vectors of a basis undetermined, and rounding turns these: one way in all of
-# torch's operations, another in the kernels. Either is off by 1 to 2e-4 of float64's.
-LOOSE = {("default", torch.float32, False): 3e-5, ("default", torch.float32, None): 5e-4}
+# Eight gradients leave vectors of a basis undetermined, and rounding turns these.
+LOOSE = {("default", torch.float32): 3e-5}
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
@@ -80,14 +79,21 @@ def test_unroll_and_optimizer_give_the_same_trajectory(name, family, total_steps
     """Losses and parameters to 1e-5, relative."""
     loaded = load_rule(name) if name in bundled_names() else lively(name)
     steps, tolerance = PRECISIONS[dtype]
-    tolerance = LOOSE.get((name, dtype, fused), tolerance)
+    tolerance = LOOSE.get((name, dtype), tolerance)
     arguments = (loaded, FAMILIES[family], steps, total_steps, dtype)
     expected, end = unrolled(*arguments)
     found, params = optimized(*arguments, fused)
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=1e-6)
     start, _ = FAMILIES[family].sample(torch.Generator()).init(torch.Generator().manual_seed(11))
+    # The kernels' QR turns such vectors otherwise than torch's: what counts for them is that they
+    # are as near to float64 as float32 is elsewhere.
+    other = dict.fromkeys(end, 0.0)
+    if name == "default" and dtype == torch.float32 and fused is None:
+        exact = unrolled(*arguments[:-1], torch.float64)[1]
+        other = {key: 3 * float((end[key] - exact[key]).norm()) for key in end}
+        end = exact
     for key, value in end.items():
         moved = float((value - start[key]).norm())
         assert moved > 0
-        allowed = tolerance * max(moved, float(value.norm()))
+        allowed = tolerance * max(moved, float(value.norm())) + other[key]
         assert float((params[key] - value).norm()) <= allowed, key

@@ -469,18 +469,25 @@ def test_gradients_may_have_dtypes_of_their_own(rule, dtypes):
     shapes = (20, 10), (10,), (150, 10)  # one with a basis, a vector, one without
     starts = [torch.randn(shape, generator=generator) for shape in shapes]
     grads = [torch.randn(shape, generator=generator) for shape in shapes]
-    ends = []
-    for fused in (None, False):
+
+    def end(fused: bool | None, own: bool) -> list[torch.nn.Parameter]:
+        """After three steps, the gradients in dtypes of their own or rounded to them."""
         params = [torch.nn.Parameter(start.clone()) for start in starts]
         optimizer = LearnedOptimizer(params, rule=rule, fused=fused)
         for _ in range(3):
             for param, grad, dtype in zip(params, grads, dtypes, strict=True):
-                param.grad_dtype = dtype
-                param.grad = grad.to(dtype)
+                param.grad_dtype = dtype if own else torch.float32
+                param.grad = grad.to(dtype).to(param.grad_dtype)
             optimizer.step()
-        ends.append(params)
-    # In bases that follow one gradient twice over, rounding is off by up to 4e-5 of float64's.
-    rounding = (1e-4 if rule == "default" else 2e-6, 2e-6, 2e-6)
-    for fast, eager, start, atol in zip(*ends, starts, rounding, strict=True):
-        assert not torch.equal(fast, start)
-        assert torch.allclose(fast, eager, atol=atol)
+        return params
+
+    fast, eager = end(None, own=True), end(False, own=True)
+    for ends, fused in ((fast, None), (eager, False)):
+        for param, twin, start in zip(ends, end(fused, own=False), starts, strict=True):
+            assert not torch.equal(param, start)
+            assert torch.allclose(param, twin, atol=2e-6)
+    # The kernels' QR rounds otherwise than torch's, see test_agreement: bases that follow one
+    # gradient three times over tell.
+    alike = slice(1, None) if rule == "default" else slice(None)
+    for param, other in zip(fast[alike], eager[alike], strict=True):
+        assert torch.allclose(param, other, atol=2e-6)

@@ -39,9 +39,13 @@ def _is_small(slot: Slot) -> bool:
 
 def _sees(batch: Batch, slot: Slot) -> bool:
     """Whether they do the first: a whole matrix whose number of steps the host knows."""
-    legible = slot.grad.dtype in kernels.STORAGE
     known = slot.parts is None and slot.age is not None
-    return legible and known and batch.rule.has_basis(slot.shape)
+    return known and batch.rule.has_basis(slot.shape)
+
+
+def _legible(batch: Batch, grad: Tensor) -> Tensor:
+    """In a dtype that the kernels read: float64 is not one."""
+    return grad if grad.dtype in kernels.STORAGE else grad.to(batch.compute_dtype)
 
 
 def see_(batch: Batch) -> list[Slot]:
@@ -55,7 +59,7 @@ def see_(batch: Batch) -> list[Slot]:
     summed = [slot.state[key][row] for slot in mine]
     momenta, (kept, rows) = contiguous(summed), _bases(mine)
     seen = kernels.see_(
-        readable([slot.grad for slot in mine]),
+        readable([_legible(batch, slot.grad) for slot in mine]),
         rows,
         momenta,
         [as_matrix(slot.shape) for slot in mine],
