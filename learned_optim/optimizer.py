@@ -78,7 +78,7 @@ class LearnedOptimizer(Optimizer):
         total_steps: number of steps the training will take, for rules that can use it.
         maximize: climb instead of descend.
         fused: None chooses the fastest backend that supports the case, True demands a fused one,
-            False takes the eager reference.
+            False takes torch's operations alone.
 
     Raises:
         ValueError: an option out of its range; the message names both.

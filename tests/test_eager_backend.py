@@ -366,7 +366,7 @@ def test_temporaries_are_as_large_as_a_block_not_as_the_tensor():
     tensors = [slot.param, slot.grad, *slot.state.values()]
     with Watch():
         take_step(batch)
-    assert 0 < largest <= 2 * 4 * 80 * eager.block_size(batch)
+    assert 0 < largest <= 2 * 4 * 80 * Eager().block_size(batch)
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_temporaries_are_as_large_as_a_block_not_as_the_tensor():
     ids=str,
 )
 def test_blocks_hold_as_much_state_whatever_the_rule(rule: UpdateRule, block: int):
-    assert eager.block_size(make_batch(rule, [(3,)])) == block
+    assert Eager().block_size(make_batch(rule, [(3,)])) == block
 
 
 class Refusing(Backend):

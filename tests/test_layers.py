@@ -20,6 +20,7 @@ PACKAGE = Path(learned_optim.__file__).parent
 LAYERS = {
     "features": 0,
     "cells": 0,
+    "planned": 0,
     "alarm": 0,
     "errors": 0,
     "command": 0,

@@ -16,6 +16,7 @@ from learned_optim.backends.eager import Eager as Eager
 from learned_optim.backends.first_stage import portions as portions
 from learned_optim.backends.first_stage import see_ as see_
 from learned_optim.backends.kept import capturing as capturing
+from learned_optim.backends.planned import Planned as Planned
 from learned_optim.backends.triton import Triton
 from learned_optim.rules import UpdateRule
 
@@ -32,14 +33,14 @@ def choose(
         rule: the rule that is to run.
         device: where the parameters are.
         dtype: of the parameters.
-        fused: None takes the first fused backend that supports the case, else the reference;
-            True demands a fused one; False takes the reference.
+        fused: None takes the first fused backend that supports the case, else torch's operations
+            alone; True demands a fused one; False takes torch's operations alone.
 
     Raises:
         RuntimeError: `fused` is True and no fused backend supports the case; says what each lacks.
     """
     if fused is False:
-        return Eager
+        return _torch_alone(rule, device, dtype)
     reasons = []
     for backend in FUSED:
         reason = backend.supports(rule, device, dtype)
@@ -47,9 +48,14 @@ def choose(
             return backend
         reasons.append(f"{backend.name}: {reason}")
     if fused is None:
-        return Eager
+        return _torch_alone(rule, device, dtype)
     why = "; ".join(reasons) or "this version has only the eager backend"
     raise RuntimeError(
         f"fused=True: no fused backend supports the rule {rule.name!r} for {dtype} parameters on "
         f"{device} ({why}). fused=None takes a fused backend where there is one"
     )
+
+
+def _torch_alone(rule: UpdateRule, device: torch.device, dtype: torch.dtype) -> type[Backend]:
+    """The reference, but where the same operations are done in memory that is planned."""
+    return Eager if Planned.supports(rule, device, dtype) else Planned

@@ -15,7 +15,7 @@ Reading in place saves a seventh against gathering every block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import ClassVar
@@ -130,13 +130,27 @@ class Eager(Backend):
         """Everything."""
         return None
 
+    def block_size(self, batch: Batch) -> int:
+        """Coordinates in a block: a power of two, but for the limits."""
+        if batch.device.type != "cpu":
+            return DEVICE_BLOCK
+        rows = sum(spec.rows for spec in batch.rule.state_spec.values() if spec.per == "coordinate")
+        least, most = CPU_BLOCKS
+        return min(max(1 << (CPU_STATE // max(rows, 1)).bit_length() - 1, least), most)
+
+    def update(
+        self, batch: Batch, coords: Coordinates, state: State, signals: Tensor
+    ) -> tuple[Tensor, State]:
+        """The rule's `update` of a block."""
+        return batch.rule.update(coords, state, signals, batch.weights)
+
     def sums(self, batch: Batch) -> Tensor:
         """See `Backend.sums`: tensor by tensor, block by block."""
         keys = batch.rule.keys_per("coordinate")
         rows = []
         for slot in batch.slots:
             flat, total = flatten(slot, keys), None
-            for start, stop in cuts(slot.param.numel(), block_size(batch)):
+            for start, stop in cuts(slot.param.numel(), self.block_size(batch)):
                 block = Piece(0, start, stop)
                 coords, state = read(batch, flat, block)
                 part = batch.rule.summarize(coords, state)
@@ -153,7 +167,9 @@ class Eager(Backend):
         flats = [flatten(slot, keys) for slot in batch.slots]
         lengths = [flat.param.numel() for flat in flats]
         blocks = (
-            few(lengths) if torch.compiler.is_compiling() else stream(lengths, block_size(batch))
+            few(lengths)
+            if torch.compiler.is_compiling()
+            else stream(lengths, self.block_size(batch))
         )
         params = {i: flat.param for i, flat in enumerate(flats)}
         unfinished = Unfinished(batch, params, owed_of(batch, flats), signals, finite)
@@ -179,16 +195,16 @@ class Eager(Backend):
         else:
             coords, state = self._gather(batch, flats, block)
         of_block = per_coordinate(signals, block)
-        step, new_state = batch.rule.update(coords, state, of_block, batch.weights)
+        step, new_state = self.update(batch, coords, state, of_block)
         keep = keeps(step, None if finite is None else per_coordinate(finite[None], block)[0])
         lengths = [piece.length for piece in block]
-        steps, owing, owed = step.split(lengths), batch.rule.owing, None
+        steps, owing, owed = cut(step, lengths), batch.rule.owing, None
         if owing is not None and any(piece.slot not in unfinished for piece in block):
             step, owed = defer(step, state[owing[0]][owing[1]], of_block[-2:])
-            owed = owed.split(lengths)
-        params = moved(batch, coords.param, step).split(lengths)
-        masks = [None] * len(block) if keep is None else keep.split(lengths)
-        states = {key: value.split(lengths, dim=1) for key, value in new_state.items()}
+            owed = cut(owed, lengths)
+        params = cut(moved(batch, coords.param, step), lengths)
+        masks = [None] * len(block) if keep is None else cut(keep, lengths)
+        states = {key: cut(value, lengths) for key, value in new_state.items()}
         for index, piece in enumerate(block):
             flat, here, mask = flats[piece.slot], slice(piece.start, piece.stop), masks[index]
             if piece.slot in unfinished:
@@ -220,11 +236,16 @@ class Eager(Backend):
         if torch.compiler.is_compiling():
             return torch.cat(parts, dim=-1).to(batch.compute_dtype)
         workspace = self._workspaces.setdefault((batch.device, batch.compute_dtype), {})
-        shape = (*parts[0].shape[:-1], block_size(batch))
+        shape = (*parts[0].shape[:-1], self.block_size(batch))
         if workspace.get(key, parts[0]).shape != shape:
             workspace[key] = torch.empty(shape, dtype=batch.compute_dtype, device=batch.device)
         length = sum(part.shape[-1] for part in parts)
         return torch.cat(parts, dim=-1, out=workspace[key][..., :length])
+
+
+def cut(tensor: Tensor, lengths: list[int]) -> Sequence[Tensor]:
+    """`split` of the last dimension; most blocks have one piece, which costs no call."""
+    return [tensor] if len(lengths) == 1 else tensor.split(lengths, dim=-1)
 
 
 def owed_of(batch: Batch, flats: list[Flat]) -> dict[int, Tensor]:
@@ -233,15 +254,6 @@ def owed_of(batch: Batch, flats: list[Flat]) -> dict[int, Tensor]:
         return {}
     key, row = batch.rule.owing
     return {index: flat.state[key][row] for index, flat in enumerate(flats)}
-
-
-def block_size(batch: Batch) -> int:
-    """Coordinates in a block: a power of two, but for the limits."""
-    if batch.device.type != "cpu":
-        return DEVICE_BLOCK
-    rows = sum(spec.rows for spec in batch.rule.state_spec.values() if spec.per == "coordinate")
-    least, most = CPU_BLOCKS
-    return min(max(1 << (CPU_STATE // max(rows, 1)).bit_length() - 1, least), most)
 
 
 def read(batch: Batch, flat: Flat, piece: Piece) -> tuple[Coordinates, State]:

@@ -135,24 +135,30 @@ class L2L(UpdateRule):
         wide = replace(self, hidden=2 * self.hidden)
         return wide, odd_pair(weights, self.hidden, FEATURES[self.preprocess])
 
+    def features(self, coords: Coordinates) -> Tensor:
+        """What the first layer sees, `(..., inputs, N)`."""
+        if self.preprocess == "log_sign":
+            return features.log_sign(coords.grad, self.p, coords.widths)
+        return features.raw(coords.grad)
+
+    def layer_weights(self, weights: Weights, layer: int) -> Weights:
+        """The weights of one cell, under the names of `cells`."""
+        prefix = f"cell.{layer}."
+        return {
+            key.removeprefix(prefix): value
+            for key, value in weights.items()
+            if key.startswith(prefix)
+        }
+
     def update(
         self, coords: Coordinates, state: State, signals: Tensor, weights: Weights
     ) -> tuple[Tensor, State]:
         """Features, stacked cells, head: see `UpdateRule.update`."""
-        if self.preprocess == "log_sign":
-            h = features.log_sign(coords.grad, self.p, coords.widths)
-        else:
-            h = features.raw(coords.grad)
+        h = self.features(coords)
         function = CELLS[self.cell].function
         new_rows = []
         for layer, rows in enumerate(state["cell"].split(self.rows_per_layer, dim=-2)):
-            prefix = f"cell.{layer}."
-            layer_weights = {
-                key.removeprefix(prefix): value
-                for key, value in weights.items()
-                if key.startswith(prefix)
-            }
-            h, rows = function(h, rows, layer_weights)
+            h, rows = function(h, rows, self.layer_weights(weights, layer))
             new_rows.append(rows)
         output = affine(weights["head.w"], h, weights["head.b"]).squeeze(-2)
         cell = new_rows[0] if self.layers == 1 else torch.cat(new_rows, dim=-2)
