@@ -194,8 +194,8 @@ class Default(UpdateRule):
         g = bounded(coords.grad)
         # A coordinate that is no number must not be the measure of all others.
         theta = bounded(coords.param.nan_to_num(0.0, 0.0, 0.0))
-        sums = [x.sum(-1) for x in (g * g, v, m * m, g * m, theta * theta)]
-        return torch.stack(sums, dim=-1)
+        dot = torch.linalg.vecdot
+        return torch.stack((dot(g, g), v.sum(-1), dot(m, m), dot(g, m), dot(theta, theta)), dim=-1)
 
     def control(
         self, sums: Tensor, facts: Tensor, state: State, clock: Clock, weights: Weights
@@ -255,14 +255,14 @@ class Default(UpdateRule):
         s = dict(zip(SIGNALS, signals.unbind(-2), strict=True))
         g = bounded(coords.grad)
         m, v, owed = state["moments"].unbind(-2)
-        m = m + (1 - s["beta1"]) * (s["clip"] * g - m)
-        v = v + (1 - s["beta2"]) * (g * g - v)
+        m = torch.lerp(m, s["clip"] * g, 1 - s["beta1"])
+        v = torch.lerp(v, g * g, 1 - s["beta2"])
         relative_v = v * s["v_scale"] + DEAD
         per_root = relative_v.rsqrt()
-        fresh = (g * s["g_scale"] * per_root).clamp(-CLIP, CLIP)
         direction = (m * s["m_scale"] * per_root).clamp(-CLIP, CLIP)
         new_state = {"moments": torch.stack((m, v, owed), dim=-2)}
         if self.hidden:
+            fresh = (g * s["g_scale"] * per_root).clamp(-CLIP, CLIP)
             theta = (coords.param * s["theta_scale"]).clamp(-CLIP, CLIP)
             # Seen from the side that the direction points to: with the sign of a coordinate flips
             # its step and nothing else. Otherwise the answer to no gradient at all would push all
