@@ -15,7 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from learned_optim import kernels
-from learned_optim.backends import Backend, Batch, Eager, Planned, Slot, choose
+from learned_optim.backends import Backend, Batch, Eager, PlannedL2L, Slot, choose
 from learned_optim.backends.cpu import Cpu
 from learned_optim.cells import CELLS
 from learned_optim.kernels import native
@@ -228,7 +228,7 @@ def test_memory_of_a_step_does_not_grow_with_the_tensor():
 def test_choose_takes_it_where_it_can():
     assert choose(L2L(), CPU, torch.float32, None) is Cpu
     assert choose(L2L(), CPU, torch.bfloat16, True) is Cpu
-    assert choose(L2L(), CPU, torch.float32, False) is Planned
+    assert choose(L2L(), CPU, torch.float32, False) is PlannedL2L
     for rule, dtype in ((LearnableSGD(), torch.float32), (L2L(), torch.float64)):
         assert choose(rule, CPU, dtype, None) is choose(rule, CPU, dtype, False)
         with pytest.raises(RuntimeError, match="cpu: it"):
@@ -240,7 +240,7 @@ def test_fused_without_the_library_explains_what_to_do(monkeypatch):
     monkeypatch.setattr(native, "_load", lambda: "run python -m learned_optim.kernels.build")
     with pytest.raises(RuntimeError, match=r"learned_optim\.kernels\.build"):
         choose(L2L(), CPU, torch.float32, True)
-    assert choose(L2L(), CPU, torch.float32, None) is Planned
+    assert choose(L2L(), CPU, torch.float32, None) is PlannedL2L
 
 
 @pytest.mark.parametrize(

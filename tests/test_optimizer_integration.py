@@ -282,8 +282,8 @@ def test_a_whole_train_step_compiles():
 
 
 def test_small_tensors_share_a_block_when_compiled():
-    from learned_optim.backends import eager
+    from learned_optim.backends import blocks
 
-    blocks = eager.few([3, 0, eager.TOGETHER + 1, 5, eager.TOGETHER])
-    assert [[piece.slot for piece in block] for block in blocks] == [[0, 3, 4], [2]]
-    assert eager.few([0]) == []
+    found = blocks.few([3, 0, blocks.TOGETHER + 1, 5, blocks.TOGETHER])
+    assert [[piece.slot for piece in block] for block in found] == [[0, 3, 4], [2]]
+    assert blocks.few([0]) == []

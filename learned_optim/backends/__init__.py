@@ -16,12 +16,15 @@ from learned_optim.backends.eager import Eager as Eager
 from learned_optim.backends.first_stage import portions as portions
 from learned_optim.backends.first_stage import see_ as see_
 from learned_optim.backends.kept import capturing as capturing
-from learned_optim.backends.planned import Planned as Planned
+from learned_optim.backends.planned_default import PlannedDefault as PlannedDefault
+from learned_optim.backends.planned_l2l import PlannedL2L as PlannedL2L
 from learned_optim.backends.triton import Triton
 from learned_optim.rules import UpdateRule
 
 # Faster than the reference, in order of preference.
 FUSED: tuple[type[Backend], ...] = (Cpu, Triton)
+# The reference's operations, in memory that is planned.
+PLANNED: tuple[type[Backend], ...] = (PlannedL2L, PlannedDefault)
 
 
 def choose(
@@ -58,4 +61,4 @@ def choose(
 
 def _torch_alone(rule: UpdateRule, device: torch.device, dtype: torch.dtype) -> type[Backend]:
     """The reference, but where the same operations are done in memory that is planned."""
-    return Eager if Planned.supports(rule, device, dtype) else Planned
+    return next((kind for kind in PLANNED if not kind.supports(rule, device, dtype)), Eager)

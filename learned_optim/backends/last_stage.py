@@ -148,14 +148,35 @@ class Unfinished:
         owed, terms = self._owed.get(index), told[-2:]
         if kept is None and owed is not None and self._take is not None:
             self._take(param, owed, step, terms)
-            return
-        if kept is None and _in_place(batch, param, owed):
-            _take_(batch, param, owed, step, terms)
-            return
-        if owed is not None:
-            step, left = defer(step, owed.to(batch.compute_dtype), terms[:, None])
-            overwrite_(owed, left, kept)
-        overwrite_(param, moved(batch, param.to(batch.compute_dtype), step), kept)
+        else:
+            take_(batch, param, owed, step, terms, kept)
+
+
+def take_(
+    batch: Batch,
+    param: Tensor,
+    owed: Tensor | None,
+    step: Tensor,
+    terms: Tensor,
+    keep: Tensor | None,
+) -> None:
+    """Take part of a step, in place, and what falls due of those before.
+
+    Args:
+        batch: of the parameter.
+        param: `(N,)`.
+        owed: of the same coordinates; None where nothing is deferred.
+        step: the whole step, in the compute dtype.
+        terms: of `defer`, `(2,)`.
+        keep: where it is taken, `(N,)` or `()`; None: everywhere.
+    """
+    if keep is None and _in_place(batch, param, owed):
+        _take_(batch, param, owed, step, terms)
+        return
+    if owed is not None:
+        step, left = defer(step, owed.to(batch.compute_dtype), terms[:, None])
+        overwrite_(owed, left, keep)
+    overwrite_(param, moved(batch, param.to(batch.compute_dtype), step), keep)
 
 
 def _in_place(batch: Batch, param: Tensor, owed: Tensor | None) -> bool:
@@ -165,14 +186,9 @@ def _in_place(batch: Batch, param: Tensor, owed: Tensor | None) -> bool:
 
 
 def _take_(batch: Batch, param: Tensor, owed: Tensor | None, step: Tensor, terms: Tensor) -> None:
-    """`moved` of what `defer` says, without temporaries and in half of the passes over the memory.
+    """`take_` of all of it, without temporaries and in half of the passes over the memory.
 
-    Args:
-        batch: whose `lr` is a number.
-        param: `(N,)`, and so are the next two.
-        owed: None where nothing is deferred.
-        step: the whole step.
-        terms: of `defer`, `(2,)`.
+    For a batch whose `lr` is a number.
     """
     lr = float(batch.lr)
     if batch.decay:

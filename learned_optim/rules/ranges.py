@@ -11,7 +11,12 @@ def tiny(like: Tensor) -> float:
     return 1e-200 if like.dtype == torch.float64 else 1e-30
 
 
+def limit(like: Tensor) -> float:
+    """From here on the sum of the squares of a billion would overflow."""
+    return 1e140 if like.dtype == torch.float64 else 1e14
+
+
 def bounded(x: Tensor) -> Tensor:
-    """Cut at where the sum of the squares of a billion would overflow."""
-    limit = 1e140 if x.dtype == torch.float64 else 1e14
-    return x.clamp(-limit, limit)
+    """Cut at `limit`."""
+    most = limit(x)
+    return x.clamp(-most, most)

@@ -2,7 +2,7 @@
 
 Blocks, gathering and masks are the reference's (`eager`); only `update` is done in memory that is
 planned once (`learned_optim.planned`), and in larger blocks, as its calls are few and its memory is
-known: 1 to 3.4 MB for float32, kept from step to step.
+known: 1 to 3 MB for float32, kept from step to step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MEMORY = 760_000  # numbers that a block may take
 MOST = 16384  # coordinates in one
 
 
-class Planned(Eager):
+class PlannedL2L(Eager):
     """`l2l` with LSTM cells, on the CPU; float32 and float64."""
 
     name: ClassVar[str] = "planned"
@@ -54,7 +54,7 @@ class Planned(Eager):
     def update(
         self, batch: Batch, coords: Coordinates, state: State, signals: Tensor
     ) -> tuple[Tensor, State]:
-        """See `Eager.update`; what it returns lasts until the next call."""
+        """See `Eager.update`; the state that it returns lasts until the next call."""
         rule = batch.rule
         if not isinstance(rule, L2L) or not batch.plain:
             return super().update(batch, coords, state, signals)

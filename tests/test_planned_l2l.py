@@ -16,7 +16,7 @@ from backend_batches import SIZES, louder, step_, worst
 from torch import Tensor
 
 from learned_optim import LearnedOptimizer
-from learned_optim.backends import Batch, Cpu, Eager, Planned, choose, planned
+from learned_optim.backends import Batch, Cpu, Eager, PlannedL2L, choose, planned_l2l
 from learned_optim.cells import lstm
 from learned_optim.kernels import native
 from learned_optim.planned import PlannedLstms, memory_rows
@@ -42,7 +42,7 @@ def make(
 def both(batch: Batch, finite: Tensor | None = None) -> tuple[Batch, Batch]:
     """Moved by cells in planned memory, and by the reference."""
     return (
-        step_(Planned(), copy.deepcopy(batch), finite),
+        step_(PlannedL2L(), copy.deepcopy(batch), finite),
         step_(Eager(), copy.deepcopy(batch), finite),
     )
 
@@ -99,7 +99,7 @@ def test_a_thousand_steps_of_trained_weights_stay_beside_the_reference(name: str
         pytest.skip("served in its parts")
     ours = make(loaded.rule, [(37,)], weights=dict(loaded.weights), lr=1.0)
     theirs, generator = copy.deepcopy(ours), torch.Generator().manual_seed(0)
-    backends = Planned(), Eager()
+    backends = PlannedL2L(), Eager()
     for _ in range(1000):
         # The same gradients for both: on its own gradients a trained rule may be chaotic.
         size = 10 ** (6 * torch.rand(37, generator=generator) - 5)
@@ -145,7 +145,7 @@ def test_strided_tensors_equal_the_reference():
 
 def test_one_backend_serves_rules_of_other_sizes_weights_and_dtypes():
     """Its memory is of one rule's size; it must not be taken for another's."""
-    backend = Planned()
+    backend = PlannedL2L()
     for rule in (*RULES, RULES[0]):
         for compute in (torch.float32, torch.float64):
             batch = make(rule, [(70,), (9,)], compute=compute)
@@ -166,14 +166,14 @@ def test_one_backend_serves_rules_of_other_sizes_weights_and_dtypes():
     ids=str,
 )
 def test_blocks_fill_the_memory_whatever_the_rule(rule: L2L, block: int):
-    backend = Planned()
+    backend = PlannedL2L()
     assert backend.block_size(make(rule, [(3,)])) == block
-    assert block * sum(memory_rows(rule.layers, rule.hidden, 2)) <= planned.MEMORY
+    assert block * sum(memory_rows(rule.layers, rule.hidden, 2)) <= planned_l2l.MEMORY
 
 
 def test_memory_of_a_step_does_not_grow_with_the_tensor():
     """What is planned is kept; beside it no temporary has more than two numbers a coordinate."""
-    batch, backend = make(RULES[0], [(300_000,)]), Planned()
+    batch, backend = make(RULES[0], [(300_000,)]), PlannedL2L()
     step_(backend, batch)
     with torch.profiler.profile(profile_memory=True) as profile:
         step_(backend, batch)
@@ -182,13 +182,13 @@ def test_memory_of_a_step_does_not_grow_with_the_tensor():
 
 
 def test_it_is_chosen_where_torch_is_alone(monkeypatch: pytest.MonkeyPatch):
-    assert choose(L2L(), CPU, torch.float32, False) is Planned
-    assert choose(L2L(), CPU, torch.float64, None) is Planned
+    assert choose(L2L(), CPU, torch.float32, False) is PlannedL2L
+    assert choose(L2L(), CPU, torch.float64, None) is PlannedL2L
     for rule in (Adam(), Default(), L2L(cell="gru")):
         assert choose(rule, CPU, torch.float32, False) is Eager
     assert choose(L2L(), torch.device("cuda"), torch.float32, False) is Eager
     monkeypatch.setattr(native, "_load", lambda: "no compiler")
-    assert choose(L2L(), CPU, torch.float32, None) is Planned
+    assert choose(L2L(), CPU, torch.float32, None) is PlannedL2L
     with pytest.raises(RuntimeError, match="no compiler"):
         choose(L2L(), CPU, torch.float32, True)
 
@@ -203,12 +203,12 @@ def test_a_compiled_step_is_the_references(monkeypatch: pytest.MonkeyPatch):
     for param in params:
         param.grad = torch.linspace(-1e-2, 1e-1, 9)
     plain.step()
-    monkeypatch.setattr(Planned, "update", None)
+    monkeypatch.setattr(PlannedL2L, "update", None)
     torch.compile(traced.step, backend="aot_eager")()
     torch.testing.assert_close(params[0], params[1], atol=1e-7, rtol=0)
 
 
 def test_it_is_the_kernels_step_but_for_rounding(built_kernels: None):
     batch = make(RULES[0])
-    ours, kernels = step_(Planned(), copy.deepcopy(batch)), step_(Cpu(), batch)
+    ours, kernels = step_(PlannedL2L(), copy.deepcopy(batch)), step_(Cpu(), batch)
     assert max(worst(ours, kernels).values()) <= 1e-6
