@@ -123,22 +123,33 @@ def test_a_full_disk_at_the_first_checkpoint_does_not_advise_to_resume(tmp_path,
         checkpoint.save(tmp_path / "c.pt", {"step": 1})
 
 
-def test_a_full_disk_at_the_card_leaves_none_and_resuming_writes_it(train, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("recipe.toml", b'name = "tiny"'),
+        ("metrics.json", b'"history"'),
+        ("curves.png", b"\x89PNG"),
+        ("README.md", b"# tiny"),
+    ],
+)
+def test_a_full_disk_at_a_file_leaves_none_and_resuming_writes_it(
+    train, tmp_path, monkeypatch, name, content
+):
     replace = Path.replace
 
     def full(self: Path, target: Path) -> Path:
-        if target.name == "README.md":
+        if target.name == name:
             raise OSError(errno.ENOSPC, "No space left on device")
         return replace(self, target)
 
-    card = tmp_path / "out" / "README.md"
+    path = tmp_path / "out" / name
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
-        with pytest.raises(CheckpointError, match=r"README\.md'.*Free some space.*--resume"):
+        with pytest.raises(CheckpointError, match=rf"{name}'.*Free some space.*--resume"):
             train()
-    assert not card.exists()
+    assert not list(path.parent.glob(f"*{name}*"))
     train(resume=True)
-    assert "# tiny" in card.read_text()
+    assert content in path.read_bytes()
 
 
 def test_a_checkpoint_of_which_one_bit_has_changed_is_refused(train, tmp_path):

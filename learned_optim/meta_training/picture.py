@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 
 
-def draw(history: list[dict[str, float]], name: str, path: Path) -> None:
-    """Score and each family's value over the outer steps, as a PNG at `path`."""
+def draw(history: list[dict[str, float]], name: str) -> bytes:
+    """Score and each family's value over the outer steps, as the bytes of a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -24,4 +24,6 @@ def draw(history: list[dict[str, float]], name: str, path: Path) -> None:
     axes.set(xlabel="outer step", ylabel="validation score", title=name)
     axes.grid(alpha=0.3)
     figure.legend(fontsize=7, ncols=4, loc="outside lower center")
-    figure.savefig(path, dpi=130)
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=130)
+    return stream.getvalue()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,7 +133,7 @@ def export(trainer: MetaTrainer, recipe: Path, folder: Path) -> LoadedRule:
     best = moved(trainer.best_weights, "cpu")
     loaded = save_folder(folder, trainer.rule, best, name=trainer.recipe.name)
     if recipe.resolve() != (folder / "recipe.toml").resolve():
-        shutil.copyfile(recipe, folder / "recipe.toml")
+        files.write(folder / "recipe.toml", recipe.read_bytes())
     metrics = {
         "validation": {
             "score": trainer.best_score,
@@ -145,8 +144,8 @@ def export(trainer: MetaTrainer, recipe: Path, folder: Path) -> LoadedRule:
         "hours": trainer.seconds / 3600,
     }
     text = json.dumps(metrics, indent=1, allow_nan=False)
-    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    draw(trainer.history, trainer.recipe.name, folder / "curves.png")
+    files.write(folder / "metrics.json", (text + "\n").encode())
+    files.write(folder / "curves.png", draw(trainer.history, trainer.recipe.name))
     card = folder / "README.md"
     # A card that is there may hold limits and figures of benchmarks, which nobody here knows.
     if not card.exists():
