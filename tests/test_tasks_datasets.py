@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -103,11 +105,27 @@ def test_a_cache_that_cannot_be_written_does_no_harm(mnist, tmp_path, monkeypatc
 
 def test_a_write_that_fails_leaves_no_partial_file(mnist, monkeypatch):
     def full_disk(*args, **kwargs):
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(np, "savez", full_disk)
+    monkeypatch.setattr(Path, "replace", full_disk)
     assert len(datasets.load("mnist").labels) == 5
     assert list(datasets.cache_folder().iterdir()) == []
+
+
+def test_an_interrupted_write_leaves_no_partial_file(mnist, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        datasets.load("mnist")
+    assert list(datasets.cache_folder().iterdir()) == []
+
+
+def test_other_users_may_read_a_cache_that_they_share(mnist):
+    datasets.load("mnist")
+    (cached,) = datasets.cache_folder().iterdir()
+    assert cached.stat().st_mode & 0o444 == 0o444
 
 
 def test_digits_come_with_a_fixed_split_and_need_no_file():

@@ -23,7 +23,6 @@ import contextlib
 import functools
 import io
 import os
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from learned_optim import files
 from learned_optim.tasks.base import Split
 
 if TYPE_CHECKING:
@@ -214,16 +214,12 @@ def _read_cache(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _write_cache(path: Path, arrays: tuple[np.ndarray, np.ndarray]) -> None:
-    """Written beside and moved into place, so that other processes see all of it or nothing."""
+    """In one piece, so that other processes see all of it or nothing; without a word, if at all."""
     import numpy as np
 
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, images=arrays[0], labels=arrays[1])
-            Path(temporary).replace(path)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        # By way of memory, which holds the images anyway.
+        stream = io.BytesIO()
+        np.savez(stream, images=arrays[0], labels=arrays[1])
+        files.write(path, stream.getvalue())
