@@ -257,6 +257,36 @@ def test_conjugated_gradients_of_complex_parameters():
     assert same([z], [w])
 
 
+@RULES
+@pytest.mark.parametrize("fused", [None, False])
+@pytest.mark.parametrize("shape", [(16, 8), (9,), (300, 200)])
+def test_a_parameter_whose_memory_holds_its_negative_moves_as_any_other(
+    shape: tuple[int, ...], fused: bool | None, rule: Any
+):
+    memory = randn(shape, 0)
+    view = torch._neg_view(memory)  # pyright: ignore[reportPrivateImportUsage]
+    negated, plain = nn.Parameter(view), nn.Parameter(-memory)
+    assert negated.is_neg()
+    optimizers = make([negated], rule, fused=fused), make([plain], rule, fused=fused)
+    for k in range(3):
+        for p, optimizer in zip((negated, plain), optimizers, strict=True):
+            set_grads([p], k)
+            optimizer.step()
+    assert same([negated], [plain])
+    assert torch.equal(memory, -plain)
+
+
+def test_a_conjugated_complex_parameter_is_refused_as_by_torch_before_anything_moves():
+    z = nn.Parameter(torch.complex(randn((4,), 0), randn((4,), 1)).conj())
+    other = nn.Parameter(randn((3,), 2))
+    set_grads([z, other], 0)
+    before = snapshot([z, other])
+    for optimizer in (torch.optim.Adam([z]), make([other, z], "default")):
+        with pytest.raises(RuntimeError, match=r"use self\.resolve_conj\(\)"):
+            optimizer.step()
+    assert same([z, other], before)
+
+
 def test_on_cuda_the_warning_comes_late_and_once(monkeypatch: pytest.MonkeyPatch):
     """The logic, with events that happen when the test says so; nothing here needs a GPU."""
 

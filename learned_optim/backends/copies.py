@@ -9,13 +9,23 @@ from torch import Tensor
 
 
 def contiguous(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The tensors, or row-major copies of those that are not."""
+    """The tensors, or row-major copies of those that are not.
+
+    Enough for state, which is made here or copied from a checkpoint: its memory holds its numbers.
+    """
     return [*map(Tensor.contiguous, tensors)]
 
 
 def readable(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The same, of tensors whose memory may also hold negated values, as gradients' may."""
-    return [tensor.contiguous().resolve_neg() for tensor in tensors]
+    """The same, of tensors whose memory may hold negated values, as the user's and autograd's may.
+
+    The imaginary part of a conjugate is such a view (`torch.Tensor.is_neg`).
+    """
+    rows = contiguous(tensors)
+    # To ask costs a small tensor less than to resolve what need not be.
+    if any(map(Tensor.is_neg, rows)):
+        return [*map(Tensor.resolve_neg, rows)]
+    return rows
 
 
 def write_back_(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> None:

@@ -105,7 +105,7 @@ class Cpu(Backend):
             slots = [slot for slot, good in zip(slots, finite.tolist(), strict=True) if good]
         params, cells = [slot.param for slot in slots], [slot.state["cell"] for slot in slots]
         # Copies stand in for what is not contiguous.
-        rows, states = contiguous(params), contiguous(cells)
+        rows, states = readable(params), contiguous(cells)
         lr = float(batch.lr)
         kernels.cells_update_(
             rows,

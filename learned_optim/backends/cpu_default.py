@@ -33,9 +33,10 @@ class Prepared:
     def __init__(self, rule: Default, batch: Batch) -> None:
         slots, keys = batch.slots, rule.keys_per("coordinate")
         self.params = [slot.param for slot in slots]
-        self._entries = [self.params, *([slot.state[key] for slot in slots] for key in keys)]
+        kept = [[slot.state[key] for slot in slots] for key in keys]
+        self._entries = [self.params, *kept]
         # Copies stand in for what is not contiguous.
-        self.rows = [contiguous(entry) for entry in self._entries]
+        self.rows = [readable(self.params), *map(contiguous, kept)]
         self.tensors = kernels.DefaultTensors(
             self.rows[0],
             readable([slot.grad for slot in slots]),
