@@ -171,6 +171,27 @@ def test_losses_without_a_logarithm_teach_nothing_under_one_and_are_reported(nam
     assert not any(grad.any() for grad in estimate.grads.values())
 
 
+@pytest.mark.parametrize("cls", [ES, PES, NRES])
+def test_a_first_loss_below_zero_caps_from_above_by_its_size(cls):
+    rule, worker = LearnableSGD(learning_rate=RATE), Worker(DeepBowl(), 3, Constant(4), 0, 0)
+    weights = rule.init_weights(torch.Generator())
+    estimate = cls(unroll=4, loss_cap=5.0).estimate(rule, weights, worker, Sum())
+    assert (worker.extra["first_loss"] == -4.5).all()
+    # The losses as they are: the cap, 5 * 4.5, is far above, where -5 * 4.5 would hide them all.
+    assert -5.0 < estimate.stats["last_loss"] < -4.5
+    assert -20.0 < estimate.meta_loss < -18.0
+    assert float(estimate.grads["log_lr"]) < 0
+
+
+def test_a_member_that_diverges_from_a_loss_below_zero_counts_as_the_cap():
+    rule = LearnableSGD(learning_rate=100.0)
+    worker = Worker(DeepBowl(), 3, Constant(60), 0, 0)
+    weights = rule.init_weights(torch.Generator())
+    estimate = NRES(unroll=60, loss_cap=5.0).estimate(rule, weights, worker, Sum())
+    assert estimate.non_finite == 6
+    assert estimate.meta_loss == pytest.approx(60 * 5.0 * 4.5, rel=1e-6)
+
+
 def test_a_first_loss_below_zero_is_a_unit_without_its_sign():
     worker = Worker(DeepBowl(), 2, Constant(4), 0, 0, by_start=True)
     losses = worker.current(LearnableSGD()).loss

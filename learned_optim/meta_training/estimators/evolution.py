@@ -51,9 +51,9 @@ class Evolution(GradientEstimator):
         unroll: inner steps of a window (`es` runs the whole episode whatever it says).
         sigma: standard deviation of the perturbation of each meta-parameter, before a constraint
             (`Outer.odd`) takes part of it away.
-        loss_cap: an inner loss counts at most this many times the run's first loss (which is a
-            scale: it may not be negative); NaN and infinity count as that, and are reported. A
-            pair whose first loss or meta-loss is not finite counts for nothing, and is reported.
+        loss_cap: an inner loss counts at most this many times the size of the run's first loss
+            (without its sign); NaN and infinity count as that, and are reported. A pair whose
+            first loss or meta-loss is not finite counts for nothing, and is reported.
         difference_clip: largest difference of the meta-losses of a pair; 0 does not clip.
         late: a window that ends at fraction x of the episode counts x^late, so that the end of
             training matters more than its beginning.
