@@ -39,7 +39,7 @@ from learned_optim.backends import (
     see_,
 )
 from learned_optim.hub import load_rule
-from learned_optim.options import check_dense, check_options
+from learned_optim.options import check_dense, check_options, check_shape
 from learned_optim.rules import UpdateRule, Weights, compute_dtype
 from learned_optim.together import alike, apart, factor
 from learned_optim.weights import LoadedRule
@@ -84,7 +84,8 @@ class LearnedOptimizer(Optimizer):
         ValueError: an option out of its range; the message names both.
         TypeError: `rule` is of a type that `load_rule` does not take.
         RuntimeError: `fused=True` where no fused backend supports the case; FSDP1's flattened
-            parameters under a rule that looks at whole tensors; in `step`, a sparse gradient.
+            parameters under a rule that looks at whole tensors; in `step`, a sparse gradient, or
+            a parameter whose shape has changed.
         WeightsUnavailable: the rule cannot be had.
         WeightsError: the rule's files are not usable.
 
@@ -136,6 +137,7 @@ class LearnedOptimizer(Optimizer):
         self._backends: dict[type[Backend], Backend] = {kind: kind() for kind in (Eager, *FUSED)}
         self._cast: dict[tuple[tuple[str, str], torch.device, torch.dtype], Weights] = {}
         self._ages: dict[Tensor, int] = {}
+        self._shapes: dict[int, tuple[list[int], list[tuple[int, ...]]]] = {}
 
     def _remember(self, loaded: LoadedRule) -> dict[str, str]:
         """File a rule; returns the entries by which a param group refers to it."""
@@ -213,8 +215,8 @@ class LearnedOptimizer(Optimizer):
             What the closure returned.
 
         Raises:
-            RuntimeError: a gradient is sparse, or this is within `averaged`; nothing has changed
-                then.
+            RuntimeError: a gradient is sparse, a parameter has changed its shape since its first
+                step, or this is within `averaged`; nothing has changed then.
         """
         if self._looked_at:
             raise RuntimeError(
@@ -272,6 +274,7 @@ class LearnedOptimizer(Optimizer):
         """Parameters of one device and dtype, in one batch but for what `portions` cuts."""
         rule = self._rule_of(group).rule
         slots = [self._slot(param, rule) for param in params]
+        self._check_shapes(params, slots, rule)
         device, dtype = slots[0].param.device, slots[0].param.dtype
         compute = compute_dtype(dtype)
         lr = factor(group["lr"], device, compute)
@@ -304,6 +307,7 @@ class LearnedOptimizer(Optimizer):
             for param in params:
                 state = self.state[param]
                 if not state:
+                    self._ages.pop(param, None)
                     local = shards.to_local(param)
                     state["step"] = torch.zeros((), dtype=resume.step_dtype(), device=local.device)
                     for key, value in rule.init_state(local, shards.real_shape(param)).items():
@@ -325,6 +329,21 @@ class LearnedOptimizer(Optimizer):
         )
         age = self._age(param) if rule.has_basis(shape) else None
         return Slot(local, grad, entries, state["step"], shape, shards.parts_of(param), age)
+
+    def _check_shapes(self, params: list[Tensor], slots: list[Slot], rule: UpdateRule) -> None:
+        """Refuse a parameter that changed its shape; nothing has moved yet.
+
+        State is looked at only where parameters or shapes are not those of the step before: with
+        small tensors every look is felt.
+        """
+        if torch.compiler.is_compiling():
+            return
+        now = [*map(id, params)], [slot.shape for slot in slots]
+        first = now[0][0]
+        if self._shapes.get(first) != now:
+            for param, slot in zip(params, slots, strict=True):
+                check_shape(slot.shape, self.state[param], rule.keys_per("coordinate"))
+            self._shapes[first] = now
 
     def _age(self, param: Tensor) -> int | None:
         """Steps that it has taken, as far as that can be known without waiting for a device.

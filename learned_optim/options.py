@@ -1,9 +1,9 @@
-"""What a param group may hold: options in their ranges, dense gradients."""
+"""What a param group may hold: options in their ranges, dense gradients, shapes that stay."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -68,3 +68,24 @@ def check_dense(groups: Iterable[Mapping[str, Any]]) -> None:
                     f"{tuple(param.shape)}, layout {grad.layout}): every coordinate has "
                     "state that moves at every step. Use sparse=False in the embedding"
                 )
+
+
+def check_shape(shape: Sequence[int], state: Mapping[str, Tensor], keys: Iterable[str]) -> None:
+    """Refuse a parameter whose shape has changed since its state was made.
+
+    Args:
+        shape: of the whole parameter, complex numbers as pairs.
+        state: the parameter's.
+        keys: entries `(rows, *shape)` of it.
+
+    Raises:
+        RuntimeError: naming both shapes.
+    """
+    for key in keys:
+        before = tuple(state[key].shape[1:])
+        if before != tuple(shape):
+            raise RuntimeError(
+                f"a parameter of shape {tuple(shape)} had shape {before} when its state was made: "
+                "coordinates would go on with the state of others. After a change of shape begin "
+                "its state anew by optimizer.state.pop(parameter), or make a new optimizer"
+            )

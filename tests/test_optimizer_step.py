@@ -229,6 +229,49 @@ def test_a_parameter_that_is_no_number_is_not_the_measure_of_the_others(
         assert_near([p.detach().view(-1)[others]], [q.detach().view(-1)[others]], 1e-3)
 
 
+@RULES
+@pytest.mark.parametrize("fused", [None, False])
+@pytest.mark.parametrize("shape", [(24,), (6, 4), (4, 6, 1), (4, 7)])
+def test_a_parameter_that_changes_its_shape_is_refused_until_its_state_begins_anew(
+    shape: tuple[int, ...], fused: bool | None, rule: Any
+):
+    other, changed = nn.Parameter(randn((3,), 0)), nn.Parameter(randn((4, 6), 1))
+    optimizer = make([other, changed], rule, fused=fused)
+    set_grads([other, changed], 0)
+    optimizer.step()
+    changed.data = randn(shape, 2)
+    changed.grad = None
+    set_grads([other, changed], 1)
+    before, state = snapshot([other, changed]), frozen_state(optimizer)
+    for _ in range(2):
+        with pytest.raises(RuntimeError) as caught:
+            optimizer.step()
+        assert f"shape {shape} had shape (4, 6) when" in str(caught.value)
+    assert same([other, changed], before)
+    assert same_tree(state, optimizer.state_dict())
+    optimizer.state.pop(changed)
+    optimizer.step()
+    fresh = nn.Parameter(before[1].clone())
+    fresh.grad = changed.grad
+    make([fresh], rule, fused=fused).step()
+    assert_near([changed], [fresh], 1e-6)
+
+
+def test_another_parameter_in_the_place_of_one_is_no_way_around_the_check_of_shapes():
+    first, second, changed = (nn.Parameter(randn(shape, 0)) for shape in ((8,), (8,), (2, 4)))
+    optimizer = make([first, second, changed], "default")
+    for moving in ([first, changed], [first, second]):
+        for p in (first, second, changed):
+            p.grad = None
+        set_grads(moving, 0)
+        optimizer.step()
+    second.grad = None
+    changed.data = changed.data.view(8)
+    set_grads([changed], 1)
+    with pytest.raises(RuntimeError, match=r"shape \(8,\) had shape \(2, 4\)"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize("fused", [None, False])
 @pytest.mark.parametrize("shape", [(16, 12), (9,), (300, 200)])
 def test_of_two_parameters_on_one_memory_each_takes_its_step(shape: Any, fused: bool | None):
