@@ -28,7 +28,11 @@ import torch
 from learned_optim import kernels, weights
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = ("learned_optim", "pretrained", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+SHIPPED = (
+    *("learned_optim", "pretrained"),
+    *("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"),
+)
+JUNK = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info", "*.pyc")
 
 # Becomes sitecustomize.py: every Python process of the test starts with it.
 NO_NETWORK = """
@@ -110,11 +114,10 @@ def run(command: list[str | Path], folder: Path, env: dict[str, str]) -> str:
 def copied_sources(folder: Path) -> Path:
     """The shipped part of the tree, without anything that was built in it."""
     target = folder / "sources"
-    ignore = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info", "*.pyc")
     for name in SHIPPED:
         origin = ROOT / name
         if origin.is_dir():
-            shutil.copytree(origin, target / name, ignore=ignore)
+            shutil.copytree(origin, target / name, ignore=JUNK)
         elif origin.exists():
             target.mkdir(exist_ok=True)
             shutil.copy(origin, target / name)
@@ -164,6 +167,7 @@ def built(tools: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     left = sources / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
     (left / "learned_optim").mkdir(parents=True)
     (left / "learned_optim" / "left_over.py").touch()
+    shutil.copytree(ROOT / "tests", sources / "tests", ignore=JUNK)
     wheel = build("wheel", sources, folder / "wheel", no_compiler)
     sdist = build("sdist", sources, folder / "sdist", env)
     with tarfile.open(sdist) as archive:
@@ -268,3 +272,10 @@ def test_the_sdist_holds_what_its_wheel_is_built_from(built: dict[str, Path]):
     assert {"LICENSE", "README.md", "pyproject.toml"} <= names
     sources = ROOT.glob("learned_optim/kernels/src/*")
     assert {str(path.relative_to(ROOT)) for path in sources} <= names
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_no_tests_as_it_lacks_what_they_need(built: dict[str, Path]):
+    with tarfile.open(built["sdist"]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert not [name for name in names if name.startswith("tests")]
