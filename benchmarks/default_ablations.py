@@ -11,7 +11,8 @@ fast, not what is best in the end. Judged on fixed draws of the training
 families, two runs of 300 steps each, without and with the horizon: the mean of log(final loss /
 that of the best of 15 Adam rates), each clipped to a factor of 10. "Not trained" is the variant's
 own start. One meta-seed each, but for the base, which has two: their difference is the yardstick.
-Writes results/default_ablations.json and .png.
+Writes results/default_ablations.json and .png. Variants in the JSON are kept while the constants
+are the same; after a change of the rule's code, which nothing notices, begin `--again`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.plotting import STYLE, colour
-from benchmarks.results import RESULTS, provenance, write_json
+from benchmarks.results import ANEW, RESULTS, provenance, tell_of_kept, write_json
 from learned_optim.meta_training.baseline import loss_curve, tail_mean, tuned_adam
 from learned_optim.meta_training.estimators import ESTIMATORS
 from learned_optim.meta_training.meta_loss import Log
@@ -247,7 +248,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Ablations of the rule `default`.")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of JSON and picture")
     parser.add_argument("--redraw", action="store_true", help="measure nothing")
-    parser.add_argument("--again", action="store_true", help="run everything anew")
+    parser.add_argument("--again", action="store_true", help=f"run everything {ANEW}")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="CPU time of each variant")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -255,6 +256,7 @@ def main() -> None:
     if arguments.again:
         path.unlink(missing_ok=True)
     if not arguments.redraw:
+        tell_of_kept(path)
         measure(path, arguments.seconds)
     content = json.loads(path.read_text(encoding="utf-8"))
     show(content)

@@ -11,7 +11,8 @@ each axis the best setting is picked with hindsight: on one run, and judged on t
 as the best of several noisy ends is low by luck. A gain is log(final loss / that of the constants
 as they are), clipped to a factor of 10. Every other round of the families is told the horizon.
 What this does not bound: settings that change within a run, and directions that no constant gives.
-Writes results/default_headroom.json and .png.
+Writes results/default_headroom.json and .png. Draws in the JSON are kept while the constants are
+the same; after a change of the rule's code, which nothing notices, begin `--again`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ looked at within `averaged` it says nothing, as only its last tenth is. `less` j
 list: without what is no longer unseen, and without the data that training families have too.
 Baselines and controls are kept in results/baselines/generalization; needs the extra `benchmarks`
 only to fill that. Writes results/generalization_<split>.json and .png, problem by problem, and goes
-on from what it finds there of the same weights.
+on from what it finds there of the same weights. The same weights under other code are another rule,
+which only `--again` runs; of the controls then delete the cache too (`benchmarks.general.store`).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from benchmarks.general.store import (
     read,
     run_rules,
 )
-from benchmarks.results import RESULTS, provenance, write_json
+from benchmarks.results import ANEW, RESULTS, provenance, tell_of_kept, write_json
 from learned_optim.hub import load_rule
 from learned_optim.weights import LoadedRule
 
@@ -129,7 +130,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--baselines-only", action="store_true", help="leave the rule out")
     parser.add_argument(
-        "--again", action="store_true", help="run the rule anew; the baselines are kept"
+        "--again", action="store_true", help=f"run the rule {ANEW}; the baselines are kept"
     )
     return parser.parse_args()
 
@@ -145,6 +146,8 @@ def main() -> None:
     path = options.output / f"generalization_{options.split}.json"
     make = learned if options.optimizer else Unrolled
     rule = load_rule(options.rule)
+    if not options.again:
+        tell_of_kept(path)
     content = evaluate(options.split, items, rule, path, make, again=options.again)
     records = merged(items, options.split, content["items"])
     content["summary"] = {key: judge(records, key) for key in (RULE + end for end in ENDS)}

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+# What `--again` is for, in its help.
+ANEW = "anew, as after a change of code, which goes unnoticed"
 
 
 def _processor() -> str:
@@ -72,3 +74,9 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
     temporary = path.with_suffix(".part")
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def tell_of_kept(path: Path) -> None:
+    """Say so where a script goes on from a file, which knows its weights but not its code."""
+    if path.is_file():
+        print(f"Goes on from {path}; a change of code since then goes unnoticed: see --again")

@@ -436,8 +436,10 @@ def test_the_command_prints_its_tables_and_keeps_what_it_ran(own_split, monkeypa
     assert content["summary"]["rule"]["test_versus"]["adam"]["problems"] == 1
     assert path.with_suffix(".png").stat().st_size > 10_000
     # Nothing is run twice.
+    assert "goes unnoticed" not in printed
     monkeypatch.setattr(store, "train", None)
     run_main(monkeypatch, "--output", str(own_split))
+    assert "a change of code since then goes unnoticed: see --again" in capsys.readouterr().out
     assert json.loads(path.read_text()) == content
 
 

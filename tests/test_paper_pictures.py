@@ -240,7 +240,13 @@ def test_a_script_goes_on_begins_again_or_only_draws(tmp_path, monkeypatch, caps
     script("--redraw")
     assert len(seen) == 3
     assert (tmp_path / "found.png").read_text(encoding="utf-8") == "42"
-    assert capsys.readouterr().out.count("{'answer': 42}") == 4
+    printed = capsys.readouterr().out
+    assert printed.count("{'answer': 42}") == 4
+    # Of the second alone: a new beginning and a picture have nothing to be wary of.
+    assert printed.count("a change of code since then goes unnoticed: see --again") == 1
+    with pytest.raises(SystemExit):
+        script("--help")
+    assert "after a change of code" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_long_curve_is_drawn_in_means_where_its_values_are():

@@ -1,8 +1,9 @@
 """What is kept of every run, and the cache of those that a new rule does not change.
 
 `results/baselines/generalization/<split>/<item>.json` holds the baselines and the two controls of
-one problem. An entry is made again when its problem or its definition changes; after a change of
-the code behind it, delete it.
+one problem. An entry is made again when its problem or its definition changes. A rule's definition
+is the hash of its weights, which does not see the rule's code: after a change of that, or of any
+other code behind an entry, delete the file.
 """
 
 from __future__ import annotations

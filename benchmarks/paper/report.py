@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.baselines import BASELINES
 from benchmarks.learned import find_weights, load_rules
-from benchmarks.results import RESULTS
+from benchmarks.results import ANEW, RESULTS, tell_of_kept
 from learned_optim.weights import LoadedRule, WeightsError, WeightsUnavailable
 
 METRICS = {
@@ -67,16 +67,19 @@ def script(
         measure: writes the JSON. Where it finds one, it may go on with that.
         draw: the figure at a path, from the JSON's content.
         show: prints the table.
-        resumes: whether `measure` goes on, so that `--again` can ask for a new beginning.
+        resumes: whether `measure` goes on, so that `--again` can ask for a new beginning, as it
+            must after a change of code.
     """
     options = small_parser(description)
     if resumes:
-        options.add_argument("--again", action="store_true", help="run everything anew")
+        options.add_argument("--again", action="store_true", help=f"run everything {ANEW}")
     arguments = options.parse_args()
     path = arguments.output / f"{name}.json"
     if resumes and arguments.again:
         path.unlink(missing_ok=True)
     if not arguments.redraw:
+        if resumes:
+            tell_of_kept(path)
         measure(path)
     content = json.loads(path.read_text(encoding="utf-8"))
     show(content)
