@@ -257,6 +257,20 @@ def test_a_parameter_that_changes_its_shape_is_refused_until_its_state_begins_an
     assert_near([changed], [fresh], 1e-6)
 
 
+def test_state_that_begins_anew_has_no_age_of_the_one_before():
+    """They are kept beside the state where reading it waits for a device; none is here."""
+    param = nn.Parameter(randn((4, 6), 0))
+    optimizer = make([param], "default")
+    set_grads([param], 0)
+    optimizer.step()
+    optimizer._ages[param] = 12
+    optimizer.step()
+    assert optimizer._ages == {param: 12}
+    optimizer.state.pop(param)
+    optimizer.step()
+    assert not optimizer._ages
+
+
 def test_another_parameter_in_the_place_of_one_is_no_way_around_the_check_of_shapes():
     first, second, changed = (nn.Parameter(randn(shape, 0)) for shape in ((8,), (8,), (2, 4)))
     optimizer = make([first, second, changed], "default")
