@@ -6,10 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.markdown import markdown, number
-from benchmarks.step_contenders import AVX2, BARE, BLOCKS, HALF, HALF_AVX2, MUON, SHIPPED
+from benchmarks.step_contenders import (
+    AVX2,
+    BARE,
+    BARE_ALONE,
+    BLOCKS,
+    HALF,
+    HALF_AVX2,
+    MUON,
+    SHIPPED,
+    SHIPPED_ALONE,
+)
 
 LARGE = ("1M", "5M", "transformer")
-OWN = ("C++ default", "C++ default, matrix stage", BARE, SHIPPED)
+OWN = ("C++ default", "C++ default, matrix stage", BARE, SHIPPED, BARE_ALONE, SHIPPED_ALONE)
 # Networks of matrices that are small, where eigenbases take the place of orthogonalised steps.
 SMALL = {"mlp": "128 x 784, 10 x 128", "width 128": "12 of 128 x 128"}
 SMALL |= {"width 64": "24 of 64 x 64", "small mlp": "2 of 64 x 64, 10 x 64"}
@@ -70,11 +80,10 @@ def _small(rows: Sequence[Mapping[str, Any]]) -> str:
 def _label(contender: str, size: tuple[int, ...]) -> str:
     if contender == MUON:
         return MUON
-    if contender == BLOCKS:
-        return f"`l2l`, torch alone {size}"
-    name, *stage = contender.removeprefix("C++").strip().split(", ")
+    alone = ["torch alone"] if contender.startswith(BLOCKS) else []
+    name, *stage = contender.removeprefix("C++").removeprefix(BLOCKS).strip().split(", ")
     name, *more = name.split(" as ")
-    parts = [f"`{name or 'l2l'}`", *(f"as {text}" for text in more), *stage]
+    parts = [f"`{name or 'l2l'}`", *alone, *(f"as {text}" for text in more), *stage]
     return " ".join([", ".join(parts), str(size) if size else ""]).strip()
 
 

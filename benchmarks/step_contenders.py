@@ -20,6 +20,7 @@ MUON, BLOCKS = "Muon, AdamW on the rest", "torch blocks"
 AVX2, HALF, HALF_AVX2 = "C++, AVX2", "C++, state in float16", "C++, AVX2, state in float16"
 # The bundled rule, whose idle networks steps do without.
 BARE, SHIPPED = "C++ default as shipped, no matrix stage", "C++ default as shipped"
+BARE_ALONE, SHIPPED_ALONE = (name.replace("C++", BLOCKS) for name in (BARE, SHIPPED))
 
 _LAYER = [(768, 256), (768,), (256, 256), (256,), (1024, 256), (1024,), (256, 1024), (256,)]
 _LAYER += [(256,)] * 4
@@ -184,8 +185,10 @@ def contenders() -> list[Contender]:
             name = "C++ default" + (", matrix stage" if matrix else "")
             rule = _timed(Default(hidden=hidden, matrix=matrix))
             found.append(Contender(name, (1, hidden), _learned(rule, fused=True)))
-    for rule, name in ((without_matrix_stage(), BARE), (load_rule("default"), SHIPPED)):
+    bare, shipped = without_matrix_stage(), load_rule("default")
+    for rule, name, alone in ((bare, BARE, BARE_ALONE), (shipped, SHIPPED, SHIPPED_ALONE)):
         found.append(Contender(name, None, _learned(rule, fused=True)))
+        found.append(Contender(alone, None, _learned(rule, fused=False)))
     return found
 
 

@@ -266,7 +266,7 @@ def run(quick: bool) -> dict[str, Any]:
     everybody = contenders()
     if native.best_level() < native.LEVELS.index("avx512"):
         everybody = [contender for contender in everybody if contender.isa is None]
-    quickly = [c for c in everybody if c.large and c.isa is None and c.name != BLOCKS]
+    quickly = [c for c in everybody if c.large and c.isa is None and not c.name.startswith(BLOCKS)]
     rows: list[dict[str, Any]] = []
     everywhere = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     load, cores, before = os.getloadavg()[0], os.cpu_count() or 1, busy_cores()
