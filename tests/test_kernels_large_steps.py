@@ -36,6 +36,12 @@ def test_a_step_is_divided_by_its_norm(level: str, count: int, dtype: torch.dtyp
     torch.testing.assert_close(found.double(), aim, rtol=torch.finfo(dtype).eps, atol=0)
 
 
+@pytest.mark.parametrize("size", [1.2e-38, 1.5e38, 3e38])
+def test_the_norm_may_be_as_small_or_as_large_as_float32_holds(level: str, size: float):
+    found, _ = kernels.normalize(torch.full((65,), size), torch.float32)
+    torch.testing.assert_close(found, torch.full((65,), 65**-0.5), rtol=1e-6, atol=0)
+
+
 def test_zero_stays_zero_and_what_is_not_finite_is_noticed(level: str):
     found, norm = kernels.normalize(torch.zeros(40), torch.float32)
     assert norm == 0

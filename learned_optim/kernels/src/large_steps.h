@@ -30,7 +30,8 @@ INLINE void store_some(int type, void* p, vf v, long count) {
 struct Normalize {
   const NormalizeArguments& a;
   double* sums;  // of each piece: the order in which they are added up must not depend on threads
-  float factor;
+  // Their product divides by the norm; alone, 1 / norm may be subnormal, which is flushed, or too large.
+  float first, factor;
 };
 
 // In float64, where no square overflows; sixteen numbers at a time in float32's registers.
@@ -52,14 +53,15 @@ void shrink_chunk(void* context, long index, void*) {
   const Normalize& job = *(const Normalize*)context;
   char* to = (char*)job.a.to;
   each_of_piece(job.a.count, index, [&](long i, long count) {
-    store_some(TYPE, to + i * size_of(TYPE), job.factor * load_some(FLOAT32, job.a.numbers + i, count), count);
+    const vf x = job.first * load_some(FLOAT32, job.a.numbers + i, count);
+    store_some(TYPE, to + i * size_of(TYPE), job.factor * x, count);
   });
 }
 
 inline int run_normalize(const NormalizeArguments* a) {
   const long pieces = (a->count + PIECE - 1) / PIECE;
   const int threads = pieces < 4 ? 1 : a->threads;
-  Normalize job = {*a, (double*)malloc(sizeof(double) * (pieces + 1)), 0};
+  Normalize job = {*a, (double*)malloc(sizeof(double) * (pieces + 1)), 0, 0};
   if (!job.sums) return 1;
   Job squares = {squares_chunk, &job, pieces, 64};
   int failed = run(squares, threads);
@@ -67,7 +69,8 @@ inline int run_normalize(const NormalizeArguments* a) {
   for (long i = 0; i < pieces; i++) total += job.sums[i];
   free(job.sums);
   *a->norm = __builtin_sqrt(total);
-  job.factor = *a->norm > 1e-37 ? (float)(1 / *a->norm) : 0.0f;
+  job.first = *a->norm > 0x1p64 ? 0x1p-64f : *a->norm < 0x1p-64 ? 0x1p64f : 1.0f;
+  job.factor = *a->norm > 0 ? (float)(1 / (*a->norm * job.first)) : 0.0f;
   Job shrink = {a->type == BFLOAT16 ? shrink_chunk<BFLOAT16> : shrink_chunk<FLOAT32>, &job, pieces, 64};
   return failed | run(shrink, threads);
 }
