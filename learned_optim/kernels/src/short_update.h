@@ -107,8 +107,8 @@ struct ShortTiles {
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++) {
       step[v] = step[v] * job.a->scale;
-      // The step itself, made of numbers of 16 bits, is finite whatever they were.
-      bad[v] |= not_finite(load(scratch.grads + index * TV + v * W));
+      // Numbers of 16 bits are finite whatever the gradient was; a head of huge weights is too much.
+      bad[v] |= not_finite(load(scratch.grads + index * TV + v * W)) | not_finite(step[v]);
     }
     move_parameters(job, span, index, step, bad);
     const Lanes sound = sound_lanes(bad);

@@ -107,6 +107,7 @@ inline bool pack_short(const Shape& shape, const float* w, void* memory, ShortCe
     sum += absolute(w[k]);
     if (absolute(w[k]) > top) top = absolute(w[k]);
   }
+  if (!(sum < __builtin_inff())) return false;  // or not finite
   // Doubles, as a head may be next to nothing.
   const double by_top = 32767.0 / top, by_sum = 65000.0 / sum;
   const double scale = top == 0 ? 1 : by_top < by_sum ? by_top : by_sum;
