@@ -122,6 +122,7 @@ def test_threads_change_nothing(level: str):
         ({"params": [torch.zeros(5, 3).double()]}, "params must be one of"),
         ({"terms": torch.zeros(2, 1)}, "terms must have shape (5, 1) but has (2, 1)"),
         ({"terms": torch.zeros(5, 1).double()}, "terms must be float32"),
+        ({"quintics": [(1.0, 2.0)]}, "quintics must be of three numbers each but are [(1.0, 2.0)]"),
         ({"shapes": [(0, 3)]}, "shapes must be of positive sides but are [(0, 3)]"),
     ],
 )

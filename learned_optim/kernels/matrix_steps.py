@@ -113,6 +113,8 @@ def straighten_(
     nowhere = [0] * len(shapes)
     table, param_type = _table(steps, (nowhere, nowhere), params, owed, shapes)
     rows = _rows(terms, STRAIGHTEN_TERMS, len(shapes))
+    if any([len(quintic) != 3 for quintic in quintics]):  # noqa: C419
+        raise ValueError(f"quintics must be of three numbers each but are {[*quintics]}")
     coefficients = array("f", [number for quintic in quintics for number in quintic])
     arguments = structs.StraightenArguments(
         count=len(shapes),
