@@ -216,6 +216,31 @@ def test_tensors_that_the_kernels_cannot_read_are_refused():
         kernels.DefaultTensors([param], [grad], [moments], None, hidden=4)
     with pytest.raises(ValueError, match="moments must be float32"):
         kernels.DefaultTensors([param], [grad], [moments.half()], None, hidden=0)
+    with pytest.raises(ValueError, match="moments must be 1 tensors but are 0"):
+        kernels.DefaultTensors([param], [grad], [], None, hidden=0)
+    with pytest.raises(ValueError, match="grads must be 1 tensors but are 2"):
+        kernels.DefaultTensors([param], [grad, grad], [moments], None, hidden=0)
+    with pytest.raises(ValueError, match="grads must be 1 tensors but are 0"):
+        kernels.DefaultTensors([param], [], [moments], None, hidden=0)
+    tensors = kernels.DefaultTensors([param], [grad], [moments], None, hidden=0)
+    signals, weights = torch.zeros(len(SIGNALS), 1), torch.zeros(kernels.default_weight_count(0, 0))
+    with pytest.raises(ValueError, match="steps must be of tensors 0 to 0 but one is of -1"):
+        tensors.update_(signals, weights, units=0, steps={-1: torch.zeros(5)})
+
+
+def test_tensors_may_be_moved_in_any_order(level):
+    signals = torch.full((len(SIGNALS), 2), 0.5)
+    signals[SIGNALS.index("length")] = torch.tensor([1.0, 100.0])
+    weights = torch.zeros(kernels.default_weight_count(0, 0))
+    found = []
+    for moving in (None, [1, 0]):
+        grads, moments = [torch.ones(3), torch.ones(3)], [torch.zeros(3, 3), torch.zeros(3, 3)]
+        steps = {0: torch.zeros(3), 1: torch.zeros(3)}
+        tensors = kernels.DefaultTensors(grads, grads, moments, None, hidden=0)
+        tensors.update_(signals, weights, units=0, moving=moving, steps=steps)
+        found.append(steps)
+    assert found[0][1].abs().max() > 10 * found[0][0].abs().max()
+    assert all(torch.equal(found[0][i], found[1][i]) for i in (0, 1))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +251,10 @@ def test_tensors_that_the_kernels_cannot_read_are_refused():
         ({"gauges": [torch.zeros(1)]}, r"gauges\[0\] must have 4 elements but has 1"),
         ({"controllers": [torch.zeros(4)]}, r"controllers\[0\] must have 6 elements but has 4"),
         ({"controllers": None}, "controllers must be given where units > 0, which is 3"),
+        ({"gauges": []}, "gauges must be 1 tensors but are 0"),
+        ({"controllers": []}, "controllers must be 1 tensors but are 0"),
         ({"finite": torch.ones(1)}, "finite must be .* bool"),
+        ({"finite": torch.ones(1, dtype=torch.bool, device="meta")}, "finite must be contiguous"),
         ({"facts": torch.zeros(1, 5)}, r"facts must have shape \(5, 1\)"),
     ],
 )
@@ -242,6 +270,17 @@ def test_what_the_control_cannot_read_is_refused(change, message):
     assert kernels.default_control_(**arguments, units=3, hidden=4).shape == (len(SIGNALS), 1)
     with pytest.raises(ValueError, match=message):
         kernels.default_control_(**(arguments | change), units=3, hidden=4)
+
+
+def test_which_tensors_are_finite_must_lie_side_by_side():
+    gauges, steps = [torch.zeros(4), torch.zeros(4)], [torch.tensor(0.0), torch.tensor(0.0)]
+    finite = torch.tensor([True, False, True, False])[::2]
+    weights = torch.zeros(kernels.default_weight_count(0, 0))
+    with pytest.raises(ValueError, match=r"finite must be contiguous .* strides \(2,\)"):
+        kernels.default_control_(
+            torch.zeros(2, 6), torch.ones(5, 2), steps, gauges, None, weights,
+            units=0, hidden=0, finite=finite,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("rule", [Default(), Default(controller=0)], ids=str)

@@ -90,7 +90,7 @@ def check_float32(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 
 def check_all_float32(name: str, tensors: Sequence[Tensor], counts: Sequence[int]) -> None:
     """Refuse anything but contiguous float32 of these numbers of elements on the CPU."""
-    if tensors and storage_type(name, tensors, counts) != STORAGE[torch.float32]:
+    if (tensors or counts) and storage_type(name, tensors, counts) != STORAGE[torch.float32]:
         raise ValueError(f"{name} must be float32 but are {tensors[0].dtype}")
 
 
@@ -110,6 +110,8 @@ def thread_count(threads: int | None) -> int:
 
 def storage_type(name: str, tensors: Sequence[Tensor], counts: Sequence[int], rows: int = 1) -> int:
     """The common dtype's number; refuses what the kernel cannot read through a pointer."""
+    if len(tensors) != len(counts):
+        raise ValueError(f"{name} must be {len(counts)} tensors but are {len(tensors)}")
     dtype = tensors[0].dtype
     if dtype not in STORAGE:
         raise ValueError(f"{name} must be one of {[*STORAGE]} but is {dtype}")

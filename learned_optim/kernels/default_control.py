@@ -37,7 +37,7 @@ def default_control_(
         units: of the controller.
         hidden: units of the coordinates' LSTM; tells how long `weights` are.
         total_steps: None where the horizon is unknown.
-        finite: `(T,)` bool; where False a tensor keeps all three. None: all are True.
+        finite: `(T,)` bool, contiguous; where False a tensor keeps all three. None: all are True.
 
     Returns:
         The signals, `(M, T)`.
@@ -56,8 +56,8 @@ def default_control_(
         check_all_float32("controllers", controllers, [2 * units] * count)
     elif units:
         raise ValueError(f"controllers must be given where units > 0, which is {units}")
-    if finite is not None and (finite.dtype, tuple(finite.shape)) != (torch.bool, (count,)):
-        raise ValueError(f"finite must be ({count},) bool but is {finite.shape} {finite.dtype}")
+    if finite is not None:
+        _check_finite(finite, count)
     # torch's defaults are the user's to set; the kernel reads float32 on the CPU.
     signals = torch.empty(SIGNALS, count, dtype=torch.float32, device="cpu")
     total = None if total_steps is None else signals.new_full((count,), float(total_steps))
@@ -81,3 +81,13 @@ def default_control_(
     )
     native.call("learned_optim_default_control", control, kept)
     return signals
+
+
+def _check_finite(finite: Tensor, count: int) -> None:
+    if (finite.dtype, tuple(finite.shape)) != (torch.bool, (count,)):
+        raise ValueError(f"finite must be ({count},) bool but is {finite.shape} {finite.dtype}")
+    if not finite.is_cpu or not finite.is_contiguous():
+        raise ValueError(
+            "finite must be contiguous on the CPU but has strides "
+            f"{finite.stride()} on {finite.device}"
+        )

@@ -121,6 +121,10 @@ class DefaultTensors:
         check_float32("weights", weights, (default_weight_count(units, self._hidden),))
         steps = steps or {}
         for index, step in steps.items():
+            if not 0 <= index < len(self._counts):
+                raise ValueError(
+                    f"steps must be of tensors 0 to {len(self._counts) - 1} but one is of {index}"
+                )
             check_float32("steps", step, (self._counts[index],))
         if moving is not None:
             signals = signals[:, moving].contiguous()
@@ -144,7 +148,7 @@ class DefaultTensors:
             return
         pointers, counts = [c or [0] * len(self._counts) for c in self._columns], self._counts
         columns = [*pointers, [outs.get(i, 0) for i in range(len(counts))], counts, counts]
-        if len(members) < len(counts):
+        if [*members] != [*range(len(counts))]:
             columns = [[column[i] for i in members] for column in columns]
         table = native.Table(*columns)  # `DefaultTensor` of src/table.h for each tensor
         arguments = structs.DefaultArguments(
