@@ -3,6 +3,7 @@
 #   make test    the whole test suite
 #   make docs    the documentation, in build/docs/index.html
 #   make arm64   the compiled kernels as a 64-bit ARM has them, in an emulator (Linux)
+#   make sanitize   the compiled kernels under GCC's sanitizers (Linux)
 # Variables: PYTHON (>= 3.10), VENV, TORCH, DEMO_ARGS, PYTEST_ARGS.
 
 PYTHON ?= python3
@@ -22,7 +23,7 @@ KERNEL_TESTS := $(filter-out %_threads.py,$(wildcard tests/test_kernels*.py)) \
 # Finished parts of long benchmarks, to go on from by hand after a break.
 PARTS := build/results
 
-.PHONY: demo test arm64 lint format docs results pages readme clean
+.PHONY: demo test arm64 sanitize lint format docs results pages readme clean
 
 demo: $(VENV)/.demo
 	$(BIN)/learned-optim demo $(DEMO_ARGS)
@@ -34,6 +35,12 @@ test: $(VENV)/.dev
 arm64: $(VENV)/.arm64
 	$(BIN)/python tests/arm64.py
 	PYTHONPATH=tests $(BIN)/python -m pytest -p arm64 -n 2 -k "not library" $(KERNEL_TESTS)
+
+# Memory and undefined behaviour; of the tests, not those that look at how the library is found.
+sanitize: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python tests/sanitize.py -k "not library and not sources" \
+		$(KERNEL_TESTS) tests/test_kernels_threads.py tests/test_cpu_default.py \
+		tests/test_matrix_stage.py $(PYTEST_ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff format --check $(SOURCES)
