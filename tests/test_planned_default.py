@@ -15,10 +15,12 @@ import pytest
 import torch
 from backend_batches import SIZES, step_, worst
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from learned_optim import LearnedOptimizer, backends
 from learned_optim.backends import Batch, Eager, PlannedDefault, blocks, choose
-from learned_optim.rules import L2L, Coordinates, Default
+from learned_optim.rules import L2L, Coordinates, Default, UpdateRule
+from learned_optim.rules.default import SIGNALS
 
 CPU = torch.device("cpu")
 PLAIN = Default(hidden=0, controller=0, matrix=False)
@@ -186,3 +188,20 @@ def test_a_step_outlives_the_next_block():
         steps.append((step, step.clone()))
     assert torch.equal(*steps[0])
     assert not torch.equal(steps[0][0], steps[1][0])
+
+
+@pytest.mark.parametrize("rule", [PLAIN, L2L(layers=1, hidden=3)], ids=str)
+def test_tensors_without_numbers_go_to_the_reference(rule: UpdateRule):
+    """A trace of the step must not write into memory that is kept."""
+    backend = choose(rule, CPU, torch.float32, False)()
+    assert type(backend) is not Eager
+    batch = backend_batches.make(rule, [(4,), (4,)])
+    with FakeTensorMode() as mode:
+        for slot in batch.slots:
+            slot.param, slot.grad = map(mode.from_tensor, (slot.param, slot.grad))
+            slot.state = {key: mode.from_tensor(value) for key, value in slot.state.items()}
+        batch.weights = {key: mode.from_tensor(value) for key, value in batch.weights.items()}
+        signals = torch.zeros(len(SIGNALS) if rule is PLAIN else 0, 2)
+        backend.sums(batch)
+        backend.move(batch, signals, None)
+    assert isinstance(batch.slots[0].param, FakeTensor)

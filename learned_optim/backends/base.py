@@ -16,7 +16,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -79,7 +78,7 @@ class Batch:
     device: torch.device
     compute_dtype: torch.dtype
 
-    @cached_property
+    @property
     def plain(self) -> bool:
         """Whether its tensors have memory that a pointer can name (fake tensors have none)."""
         kinds = {type(slot.param) for slot in self.slots}

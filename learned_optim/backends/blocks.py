@@ -100,6 +100,11 @@ def few(lengths: list[int]) -> list[list[Piece]]:
     return [small, *large] if small else large
 
 
+def is_real(coords: Coordinates) -> bool:
+    """Whether they can be written into memory that is kept: fake tensors have no numbers."""
+    return type(coords.grad) is Tensor and type(coords.param) is Tensor
+
+
 def read(batch: Batch, flat: Flat, piece: Piece) -> tuple[Coordinates, State]:
     """The coordinates of one piece in the compute dtype: views where nothing is to convert."""
     here, dtype = slice(piece.start, piece.stop), batch.compute_dtype

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.backends.base import Batch
+from learned_optim.backends.blocks import is_real
 from learned_optim.backends.eager import Eager
 from learned_optim.rules import Coordinates, Default, State, UpdateRule
 from learned_optim.rules.default import CLIP, DEAD, SIGNALS
@@ -42,7 +43,7 @@ class PlannedDefault(Eager):
 
     def summarize(self, batch: Batch, coords: Coordinates, state: State) -> Tensor:
         """See `Eager.summarize`."""
-        if not batch.plain:
+        if not is_real(coords):
             return super().summarize(batch, coords, state)
         m, v, _ = state["moments"].unbind()
         g, theta = self._rows(batch, len(coords.grad))[:2]
@@ -55,7 +56,7 @@ class PlannedDefault(Eager):
         self, batch: Batch, coords: Coordinates, state: State, signals: Tensor
     ) -> tuple[Tensor, State]:
         """See `Eager.update`; the state that it returns lasts until the next call."""
-        if not batch.plain:
+        if not is_real(coords):
             return super().update(batch, coords, state, signals)
         s = dict(zip(SIGNALS, signals.unbind(), strict=True))
         m, v, owed = state["moments"].unbind()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.backends.base import Batch
+from learned_optim.backends.blocks import is_real
 from learned_optim.backends.eager import Eager
 from learned_optim.cells import affine
 from learned_optim.planned import PlannedLstms, memory_rows
@@ -46,7 +47,7 @@ class PlannedL2L(Eager):
     def block_size(self, batch: Batch) -> int:
         """A power of two, within `MEMORY`."""
         rule = batch.rule
-        if not isinstance(rule, L2L) or not batch.plain:
+        if not isinstance(rule, L2L):
             return super().block_size(batch)
         rows = sum(memory_rows(rule.layers, rule.hidden, rule.inputs))
         return min(1 << (MEMORY // rows).bit_length() - 1, MOST)
@@ -56,7 +57,7 @@ class PlannedL2L(Eager):
     ) -> tuple[Tensor, State]:
         """See `Eager.update`; the state that it returns lasts until the next call."""
         rule = batch.rule
-        if not isinstance(rule, L2L) or not batch.plain:
+        if not isinstance(rule, L2L) or not is_real(coords):
             return super().update(batch, coords, state, signals)
         cells = self._cells(rule, batch)
         cells.features(coords.grad.shape[-1]).copy_(rule.features(coords))
