@@ -195,7 +195,8 @@ def test_tensors_without_numbers_go_to_the_reference(rule: UpdateRule):
     """A trace of the step must not write into memory that is kept."""
     backend = choose(rule, CPU, torch.float32, False)()
     assert type(backend) is not Eager
-    batch = backend_batches.make(rule, [(4,), (4,)])
+    batch = backend_batches.make(rule, [(9000,), (9000,)])
+    step_(backend, copy.deepcopy(batch))
     with FakeTensorMode() as mode:
         for slot in batch.slots:
             slot.param, slot.grad = map(mode.from_tensor, (slot.param, slot.grad))
