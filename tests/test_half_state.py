@@ -243,6 +243,15 @@ def test_a_head_may_have_any_size(level: str, size: float):
     torch.testing.assert_close(slot.param.double(), step, atol=5e-3 * spread, rtol=1e-6)
 
 
+def assert_nothing_moves(rule: L2L, weights: Weights) -> None:
+    batch = make(rule, weights, [(64,)])
+    slot = batch.slots[0]
+    param, cell = slot.param.clone(), slot.state["cell"].clone()
+    Cpu().move(batch, torch.zeros(0, 1), None)
+    assert torch.equal(slot.param, param)
+    assert torch.equal(slot.state["cell"], cell)
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("head.w", math.inf), ("head.w", math.nan), ("head.b", math.inf)]
 )
@@ -250,24 +259,14 @@ def test_a_head_that_is_not_finite_moves_nothing(level: str, key: str, value: fl
     rule = RULES[1]
     weights = drawn(rule)
     weights[key] = torch.full_like(weights[key], value)
-    batch = make(rule, weights, [(64,)])
-    slot = batch.slots[0]
-    param, cell = slot.param.clone(), slot.state["cell"].clone()
-    Cpu().move(batch, torch.zeros(0, 1), None)
-    assert torch.equal(slot.param, param)
-    assert torch.equal(slot.state["cell"], cell)
+    assert_nothing_moves(rule, weights)
 
 
 def test_a_step_too_large_for_float32_is_not_taken(level: str):
     rule = L2L(layers=1, hidden=8, scale=1e3, state="float16")
     weights = drawn(rule)
     weights["head.b"] = torch.full_like(weights["head.b"], 1e37)
-    batch = make(rule, weights, [(64,)])
-    slot = batch.slots[0]
-    param, cell = slot.param.clone(), slot.state["cell"].clone()
-    Cpu().move(batch, torch.zeros(0, 1), None)
-    assert torch.equal(slot.param, param)
-    assert torch.equal(slot.state["cell"], cell)
+    assert_nothing_moves(rule, weights)
 
 
 def test_the_option_halves_the_memory_and_changes_the_config_alone():
