@@ -341,8 +341,12 @@ class LearnedOptimizer(Optimizer):
         now = [*map(id, params)], [slot.shape for slot in slots]
         first = now[0][0]
         if self._shapes.get(first) != now:
-            for param, slot in zip(params, slots, strict=True):
-                check_shape(slot.shape, self.state[param], rule.keys_per("coordinate"))
+            try:
+                for param, slot in zip(params, slots, strict=True):
+                    check_shape(slot.shape, self.state[param], rule.keys_per("coordinate"))
+            except RuntimeError:
+                self._ages.clear()  # they have counted a step that is not taken
+                raise
             self._shapes[first] = now
 
     def _age(self, param: Tensor) -> int | None:

@@ -271,6 +271,19 @@ def test_state_that_begins_anew_has_no_age_of_the_one_before():
     assert not optimizer._ages
 
 
+def test_a_step_that_is_refused_counts_in_no_age():
+    """Ages are counted before shapes are looked at, of all parameters."""
+    params = [nn.Parameter(randn((4, 6), seed)) for seed in range(2)]
+    optimizer = make(params, "default")
+    set_grads(params, 0)
+    optimizer.step()
+    optimizer._ages[params[0]] = 2
+    params[1].data, params[1].grad = randn((6, 4), 2), randn((6, 4), 3)
+    with pytest.raises(RuntimeError, match="had shape"):
+        optimizer.step()
+    assert not optimizer._ages
+
+
 def test_another_parameter_in_the_place_of_one_is_no_way_around_the_check_of_shapes():
     first, second, changed = (nn.Parameter(randn(shape, 0)) for shape in ((8,), (8,), (2, 4)))
     optimizer = make([first, second, changed], "default")

@@ -74,17 +74,19 @@ def stream(lengths: list[int], waits: list[bool], block: int) -> Iterator[list[P
     more than a call. Those whose steps wait keep their order, or they would wait for each other.
     """
     shared: list[Piece] = []
+    used = 0
     for slot, length in enumerate(lengths):
         if SHARING * length > block:
             if waits[slot] and any(waits[piece.slot] for piece in shared):
                 yield shared
-                shared = []
+                shared, used = [], 0
             yield from ([Piece(slot, *ends)] for ends in cuts(length, block))
         elif length:
-            if sum(piece.length for piece in shared) + length > block:
+            if used + length > block:
                 yield shared
-                shared = []
+                shared, used = [], 0
             shared.append(Piece(slot, 0, length))
+            used += length
     if shared:
         yield shared
 
