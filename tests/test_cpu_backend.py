@@ -229,8 +229,9 @@ def test_choose_takes_it_where_it_can():
     assert choose(L2L(), CPU, torch.float32, None) is Cpu
     assert choose(L2L(), CPU, torch.bfloat16, True) is Cpu
     assert choose(L2L(), CPU, torch.float32, False) is PlannedL2L
-    for rule, dtype in ((LearnableSGD(), torch.float32), (L2L(), torch.float64)):
-        assert choose(rule, CPU, dtype, None) is choose(rule, CPU, dtype, False)
+    others = (LearnableSGD(), torch.float32, Eager), (L2L(), torch.float64, PlannedL2L)
+    for rule, dtype, kind in others:
+        assert choose(rule, CPU, dtype, None) is kind
         with pytest.raises(RuntimeError, match="cpu: it"):
             choose(rule, CPU, dtype, True)
     assert choose(Adam(), CPU, torch.float32, None) is Eager
