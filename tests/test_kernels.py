@@ -7,6 +7,7 @@ entry of each weight's gradient is typical, 1e-4 allowed; states and steps diffe
 from __future__ import annotations
 
 import math
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -243,6 +244,16 @@ def test_a_folder_of_the_library_that_may_not_be_entered_is_a_reason(monkeypatch
 def test_without_sources_there_is_no_library(monkeypatch, tmp_path):
     monkeypatch.setattr(build, "SOURCES", tmp_path / "none")
     assert "are not there" in str(native._load.__wrapped__())
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="/proc/cpuinfo of an x86-64"
+)
+def test_the_best_level_is_what_the_system_says_of_the_cpu():
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    avx2 = {"avx2", "fma", "f16c"} <= flags
+    avx512 = avx2 and {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= flags
+    assert native.best_level() == avx2 + avx512
 
 
 def test_a_stale_library_is_refused(monkeypatch):

@@ -1,4 +1,7 @@
 // The library's exported functions: each call goes to the instruction set the caller names.
+#if defined(WITH_X86)
+#include "cpu.h"
+#endif
 #include "table.h"
 #include "team.h"
 
@@ -27,14 +30,13 @@ const Table* find(int level) {
 // The best level of this machine: 0 baseline, 1 AVX2 + FMA, 2 AVX-512.
 EXPORT int learned_optim_best_level() {
 #if defined(WITH_X86)
-  __builtin_cpu_init();
-  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-  if (avx2 && avx512) return 2;
-  if (avx2) return 1;
-#endif
+  static int found = -1;  // to ask the CPU takes microseconds
+  int level = __atomic_load_n(&found, __ATOMIC_RELAXED);
+  if (level < 0) __atomic_store_n(&found, level = cpu_level(), __ATOMIC_RELAXED);
+  return level;
+#else
   return 0;
+#endif
 }
 
 // Hash of the sources, so that a stale library is never called.

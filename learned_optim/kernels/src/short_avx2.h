@@ -1,8 +1,7 @@
 // What LSTMs in 16 bits are made of, on AVX2: 16 numbers in a register. `short_avx512.h` has the same
 // for AVX-512, and says what is what.
 #pragma once
-#include <cpuid.h>
-
+#include "cpu.h"
 #include "short_tables.h"
 #include "storage.h"
 
@@ -24,8 +23,7 @@ constexpr int SUM_ROWS = 4;
 
 inline bool has_dot_products() {
 #if WITH_VEX_DOT_PRODUCTS
-  unsigned a = 0, b, c, d;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+  return has_vnni_256();
 #else
   return false;
 #endif

@@ -1,6 +1,7 @@
 // What LSTMs in 16 bits are made of, on AVX-512: 32 numbers in a register. `short_avx2.h`
 // has the same for AVX2.
 #pragma once
+#include "cpu.h"
 #include "short_tables.h"
 #include "storage.h"
 
@@ -14,7 +15,7 @@ typedef __mmask32 Lanes;  // some of TV
 constexpr int SUM_ROWS = 8;  // rows of TV sums that share the registers
 
 // Whether one instruction multiplies pairs and adds the products up (VNNI).
-inline bool has_dot_products() { return __builtin_cpu_supports("avx512vnni"); }
+inline bool has_dot_products() { return has_vnni_512(); }
 
 INLINE vs fill(short x) { return _mm512_set1_epi16(x); }
 

@@ -64,21 +64,43 @@ INLINE void store_as(int type, void* p, vf v) {
     *(vh_unaligned*)p = type == BFLOAT16 ? to_bfloat16(v) : to_float16(v);
 }
 
-// `count` numbers at most TV, the rest of the TV floats zero.
-INLINE void read_row(int type, const char* from, int count, float* to) {
-  char padded[4 * TV] = {};
-  if (count < TV) from = (const char*)memcpy(padded, from, (size_t)size_of(type) * count);
+INLINE void read_tile_row(int type, const char* from, float* to) {
 #pragma GCC unroll 8
   for (int v = 0; v < V; v++)
     store(to + v * W, load_as(type, from + (long)v * W * size_of(type)));
 }
 
-INLINE void write_row(int type, const float* from, int count, char* to) {
-  char padded[4 * TV];
-  char* at = count < TV ? padded : to;
+INLINE void write_tile_row(int type, const float* from, char* to) {
 #pragma GCC unroll 8
-  for (int v = 0; v < V; v++) store_as(type, at + (long)v * W * size_of(type), load(from + v * W));
-  if (count < TV) memcpy(to, padded, (size_t)size_of(type) * count);
+  for (int v = 0; v < V; v++) store_as(type, to + (long)v * W * size_of(type), load(from + v * W));
+}
+
+// The last tile's, out of the way of all others': clang would clear the padding for each of them.
+__attribute__((noinline)) inline void read_part(int type, const char* from, int count, float* to) {
+  char padded[4 * TV] = {};
+  memcpy(padded, from, (size_t)size_of(type) * count);
+  read_tile_row(type, padded, to);
+}
+
+__attribute__((noinline)) inline void write_part(int type, const float* from, int count, char* to) {
+  char padded[4 * TV];
+  write_tile_row(type, from, padded);
+  memcpy(to, padded, (size_t)size_of(type) * count);
+}
+
+// `count` numbers at most TV, the rest of the TV floats zero.
+INLINE void read_row(int type, const char* from, int count, float* to) {
+  if (__builtin_expect(count < TV, 0))
+    read_part(type, from, count, to);
+  else
+    read_tile_row(type, from, to);
+}
+
+INLINE void write_row(int type, const float* from, int count, char* to) {
+  if (__builtin_expect(count < TV, 0))
+    write_part(type, from, count, to);
+  else
+    write_tile_row(type, from, to);
 }
 
 }  // namespace
