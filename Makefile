@@ -2,6 +2,7 @@
 #   make demo    a network trained by LearnedOptimizer beside Adam, a table and a picture in demo/
 #   make test    the whole test suite
 #   make docs    the documentation, in build/docs/index.html
+#   make wheels  wheels with compiled kernels, and the sdist, for a package index, in dist/
 #   make arm64   the compiled kernels as a 64-bit ARM has them, in an emulator (Linux)
 #   make sanitize   the compiled kernels under GCC's sanitizers (Linux)
 # Variables: PYTHON (>= 3.10), VENV, TORCH, DEMO_ARGS, PYTEST_ARGS.
@@ -23,7 +24,7 @@ KERNEL_TESTS := $(filter-out %_threads.py,$(wildcard tests/test_kernels*.py)) \
 # Finished parts of long benchmarks, to go on from by hand after a break.
 PARTS := build/results
 
-.PHONY: demo test arm64 sanitize lint format docs results pages readme clean
+.PHONY: demo test arm64 sanitize wheels lint format docs results pages readme clean
 
 demo: $(VENV)/.demo
 	$(BIN)/learned-optim demo $(DEMO_ARGS)
@@ -41,6 +42,10 @@ sanitize: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python tests/sanitize.py -k "not library and not sources" \
 		$(KERNEL_TESTS) tests/test_kernels_threads.py tests/test_cpu_default.py \
 		tests/test_matrix_stage.py $(PYTEST_ARGS)
+
+# For Linux on both processors, macOS, and any other system, whatever this one is.
+wheels: $(VENV)/.release
+	PYTHONPATH=tests $(BIN)/python tests/wheels.py dist
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff format --check $(SOURCES)
@@ -132,6 +137,10 @@ $(VENV)/.dev: $(VENV)/.torch $(PACKAGE)
 $(VENV)/.arm64: $(VENV)/.torch $(PACKAGE)
 	$(PIP) install --quiet -e ".[arm64]"
 	touch $(VENV)/.dev $@
+
+$(VENV)/.release: $(VENV)/.torch $(PACKAGE)
+	$(PIP) install --quiet -e ".[release]"
+	touch $(VENV)/.dev $(VENV)/.arm64 $@
 
 $(VENV)/.docs: $(VENV)/.torch $(PACKAGE)
 	$(PIP) install --quiet -e ".[docs]"

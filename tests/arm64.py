@@ -16,13 +16,11 @@ import ctypes
 import functools
 import importlib
 import mmap
-import os
 import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -191,29 +189,17 @@ class Emulated:
         return ctypes.c_int32(self._cpu.reg_read(arm.UC_ARM64_REG_X0) & 0xFFFFFFFF).value
 
 
-def compiled(target: str, machine: str, system: str) -> Path:
-    """The library for another machine, unless these sources have one already.
-
-    Args:
-        target: what the compiler calls it.
-        machine: as `platform.machine()` there.
-        system: as `sys.platform` there.
-    """
-    library = build.candidates()[-1].with_name(f"{target}.so")
+def compiled(wheel: str) -> Path:
+    """The library of the wheel with that tag, unless these sources have one already."""
+    library = build.candidates()[-1].with_name(f"{wheel}.so")
     if not library.exists():
-        command = f"{sys.executable} -m ziglang c++ -target {target}"
-        with (
-            mock.patch.dict(os.environ, CXX=command),
-            mock.patch("platform.machine", return_value=machine),
-            mock.patch("sys.platform", system),
-        ):
-            build.build(library)
+        build.build(library, build.WHEELS[wheel])
     return library
 
 
 def linux() -> Path:
     """What the tests run."""
-    return compiled("aarch64-linux-gnu", "aarch64", "linux")
+    return compiled("manylinux_2_17_aarch64")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -244,8 +230,7 @@ def instructions(emulated: Emulated, layers: int, hidden: int, dtype: torch.dtyp
 
 def main() -> None:
     """Compile for all, and count instructions."""
-    mac = compiled("aarch64-macos", "arm64", "darwin"), compiled("x86_64-macos", "x86_64", "darwin")
-    lines = [f"compiled {library}" for library in (linux(), *mac)]
+    lines = [f"compiled {library}" for library in (linux(), compiled("macosx_11_0_arm64"))]
     emulated = Emulated(linux())
     native._load = functools.cache(lambda: emulated)
     torch.set_num_threads(1)

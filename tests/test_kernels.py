@@ -6,7 +6,9 @@ entry of each weight's gradient is typical, 1e-4 allowed; states and steps diffe
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -296,6 +298,32 @@ def test_a_failing_compiler_is_quoted(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "false")
     with pytest.raises(build.BuildError, match="failed"):
         build.build(tmp_path / "x.so")
+
+
+def test_to_compile_for_another_machine_takes_zig(monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(build.BuildError, match="pip install ziglang"):
+        build.build(tmp_path / "x.so", build.WHEELS["manylinux_2_17_aarch64"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the compiler is a shell script")
+@pytest.mark.parametrize("wheel", build.WHEELS)
+def test_the_kernels_of_a_wheel_are_compiled_for_its_machine(monkeypatch, tmp_path, wheel):
+    target, compiler, asked = build.WHEELS[wheel], tmp_path / "cxx", tmp_path / "asked"
+    compiler.write_text(
+        f'#!/bin/sh\necho "$@" >> {asked}\n'
+        'while [ $# -gt 1 ]; do [ "$1" = -o ] && touch "$2"; shift; done\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setattr(build, "zig", lambda name: [str(compiler), "-target", name])
+    assert build.build(tmp_path / "x.so", target) == tmp_path / "x.so"
+    commands = asked.read_text().splitlines()
+    assert all(f"-target {target.zig} " in command for command in commands)
+    x86 = target.machine == "x86_64"
+    assert len(commands) == (5 if x86 else 3)  # dispatch, a level each, the library
+    assert any("-mavx512f" in command for command in commands) == x86
+    assert any("-DWITH_X86" in command for command in commands) == x86
+    assert any("--as-needed" in command for command in commands) == (target.system == "linux")
 
 
 def test_importing_the_package_loads_no_library():

@@ -244,6 +244,23 @@ def test_an_installed_wheel_takes_a_step_without_network(
 
 
 @pytest.mark.slow
+def test_a_wheel_for_any_system_has_no_kernels(tools: None, tmp_path: Path):
+    env = environment(tmp_path, LEARNED_OPTIM_WHEEL="any")
+    wheel = build("wheel", copied_sources(tmp_path), tmp_path / "wheel", env)
+    assert wheel.name.endswith("-py3-none-any.whl")
+    found, expected = files_of(wheel), expected_files()
+    assert {name: found.get(name) for name in expected} == expected
+    assert not [name for name in found if name.endswith(".so")]
+
+
+@pytest.mark.slow
+def test_a_wheel_for_an_unknown_system_is_refused_by_name(tools: None, tmp_path: Path):
+    env = environment(tmp_path, LEARNED_OPTIM_WHEEL="amiga")
+    with pytest.raises(AssertionError, match=r"manylinux_2_17_x86_64.*'amiga'"):
+        build("wheel", copied_sources(tmp_path), tmp_path / "wheel", env)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", [True, False])
 def test_an_editable_install_runs_the_tree_and_sees_its_changes(
     tools: None, compiler: bool, tmp_path: Path

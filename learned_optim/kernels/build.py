@@ -2,12 +2,14 @@
 
 Needs a C++17 compiler that knows GCC's vector extensions (g++ or clang++), nothing else: no torch
 headers, no C++ run-time library. One shared library holds the kernels once for each instruction
-set. Standard library only, because the package's own build loads this file before torch is there.
+set. For other machines, and for wheels that older systems can load, the compiler is zig's. Standard
+library only, because the package's own build loads this file before torch is there.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import platform
 import shlex
@@ -17,6 +19,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 SOURCES = Path(__file__).resolve().parent / "src"
 LIBRARY = "_native.so"
@@ -34,6 +37,29 @@ _FLAGS = [
 _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 _AVX512 = [*_AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
 _X86_LEVELS = {"avx2": _AVX2, "avx512": _AVX512}
+
+
+class Target(NamedTuple):
+    """A machine to compile for.
+
+    Attributes:
+        machine: as `platform.machine()` has it there.
+        system: as `sys.platform` has it there.
+        zig: what zig calls it, with the oldest system that can load the library; None where the
+            compiler is this machine's own.
+    """
+
+    machine: str
+    system: str
+    zig: str | None = None
+
+
+# By the platform tag of a wheel. Torch has wheels for Windows too, but the kernels want POSIX.
+WHEELS: dict[str, Target] = {
+    "manylinux_2_17_x86_64": Target("x86_64", "linux", "x86_64-linux-gnu.2.17"),
+    "manylinux_2_17_aarch64": Target("aarch64", "linux", "aarch64-linux-gnu.2.17"),
+    "macosx_11_0_arm64": Target("arm64", "darwin", "aarch64-macos.11.0"),
+}
 
 
 class BuildError(RuntimeError):
@@ -88,6 +114,17 @@ def find_compiler() -> list[str]:
     raise BuildError("no C++ compiler found: install g++ or clang++, or name one in $CXX")
 
 
+def zig(target: str) -> list[str]:
+    """The compiler of the package ziglang, as a command.
+
+    Raises:
+        BuildError: without that package.
+    """
+    if importlib.util.find_spec("ziglang") is None:
+        raise BuildError(f"to compile for {target} takes the package ziglang: pip install ziglang")
+    return [sys.executable, "-m", "ziglang", "c++", "-target", target]
+
+
 def _run(command: list[str]) -> None:
     try:
         # In whatever encoding it complains.
@@ -98,9 +135,9 @@ def _run(command: list[str]) -> None:
         raise BuildError(f"{shlex.join(command)} failed:\n{done.stderr[-2000:].strip()}")
 
 
-def _commands(compiler: list[str], folder: Path) -> dict[Path, list[str]]:
+def _commands(compiler: list[str], machine: str, folder: Path) -> dict[Path, list[str]]:
     """What makes each object file; none needs another."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    x86 = machine.lower() in ("x86_64", "amd64")
     dispatch = [f'-DSOURCES_HASH="{sources_hash()}"', *(["-DWITH_X86"] if x86 else [])]
     parts = {"dispatch": ("dispatch.cpp", dispatch)}
     for name, flags in {"baseline": [], **(_X86_LEVELS if x86 else {})}.items():
@@ -113,23 +150,26 @@ def _commands(compiler: list[str], folder: Path) -> dict[Path, list[str]]:
     return commands
 
 
-def _compile(compiler: list[str], folder: Path) -> Path:
-    commands = _commands(compiler, folder)
+def _compile(compiler: list[str], target: Target, folder: Path) -> Path:
+    commands = _commands(compiler, target.machine, folder)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # a compiler for each instruction set
         list(pool.map(_run, commands.values()))
     objects = [str(target) for target in commands]
     library = folder / LIBRARY
-    drop_unused = ["-Wl,--as-needed"] if sys.platform == "linux" else []
-    _run([*compiler, "-shared", *objects, "-o", str(library), "-pthread", *drop_unused])
+    options = ["-Wl,--as-needed"] if target.system == "linux" else []
+    if target.zig:
+        options.append("-s")  # what is there for debuggers is four fifths of it
+    _run([*compiler, "-shared", *objects, "-o", str(library), "-pthread", *options])
     return library
 
 
-def build(target: Path | None = None) -> Path:
-    """Compile, and put the library at `target`; two builds at once do not disturb each other.
+def build(path: Path | None = None, target: Target | None = None) -> Path:
+    """Compile, and put the library at `path`; two builds at once do not disturb each other.
 
     Args:
-        target: a file; by default next to this file, or in `cache_folder()` where that cannot be
+        path: a file; by default next to this file, or in `cache_folder()` where that cannot be
             written.
+        target: the machine; by default this one.
 
     Returns:
         Where the library is now.
@@ -137,19 +177,20 @@ def build(target: Path | None = None) -> Path:
     Raises:
         BuildError: without a compiler, when it fails, or where nothing can be written.
     """
-    if target is None:
+    if path is None:
         beside, *cached = candidates()
-        target = beside if os.access(beside.parent, os.W_OK) or not cached else cached[0]
-    compiler = find_compiler()
+        path = beside if os.access(beside.parent, os.W_OK) or not cached else cached[0]
+    target = target or Target(platform.machine(), sys.platform)
+    compiler = zig(target.zig) if target.zig else find_compiler()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
-            _compile(compiler, Path(folder)).replace(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
+            _compile(compiler, target, Path(folder)).replace(path)
     except OSError as error:
         raise BuildError(
-            f"cannot write to {target.parent} ({error}): XDG_CACHE_HOME can name another folder"
+            f"cannot write to {path.parent} ({error}): XDG_CACHE_HOME can name another folder"
         ) from error
-    return target
+    return path
 
 
 if __name__ == "__main__":
