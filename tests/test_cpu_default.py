@@ -167,6 +167,28 @@ def test_a_coordinate_whose_step_is_not_finite_keeps_parameter_and_state(level):
     assert moved.slots[0].state["moments"][:2, 601].all()
 
 
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("place", [0, 600, 699])  # in a whole tile, and in the last one
+def test_a_coordinate_whose_momentum_is_no_number_stays_as_it_is(level, rule, dtype, place):
+    batch = make(rule, [(700,)], dtype, lr=50.0)  # steps that show in bfloat16
+    moments = batch.slots[0].state["moments"]
+    moments[0, place], moments[2, place] = math.nan, 0.25
+    # The sums over a tensor would be NaN as well, and the step of its other coordinates.
+    survey = torch.tensor([[0.0, 700.0, 0.0, 0.0, 0.0, 700.0]])
+    ends = []
+    for backend in (Cpu(), Eager()):
+        moved = copy.deepcopy(batch)
+        backend.move(moved, backend.control(moved, survey, None), None)
+        ends.append(moved)
+    assert_alike(*ends)
+    (slot,) = ends[0].slots
+    assert slot.param[place] == batch.slots[0].param[place]
+    assert slot.state["moments"][2, place] == 0.25
+    assert not slot.state["moments"][1, place]
+    assert (slot.param != batch.slots[0].param).float().mean() > 0.9
+
+
 def test_transposed_and_strided_tensors_equal_eager():
     batch = make(RULES[0], [(6, 8), (6, 8), (6, 8)])
     batch.slots[0].param = batch.slots[0].param.t().contiguous().t()

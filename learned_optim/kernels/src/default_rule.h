@@ -104,54 +104,76 @@ inline DefaultTile lay_out_default_tile(int hidden, Arena& arena) {
 
 INLINE vf square_safe(vf x) { return clamp(x, -LARGEST_SQUARABLE, LARGEST_SQUARABLE); }
 
-// Moments before -> after, and the coordinate's own inputs; with `sided` as seen from the side that
-// the direction points to, which is left where the step will be.
-INLINE void default_inputs(const Signals& s, const DefaultTile& tile, bool sided) {
+// What a coordinate's gradient and moments come to.
+struct Seen {
+  vf g, relative, per_root, direction;  // relative: the second moment, over that of the tensor
+};
+
+// The moments of the tile's vector at `at`, before -> after.
+INLINE Seen see_gradient(const Signals& s, const DefaultTile& tile, long at) {
+  const vf g = square_safe(load(tile.grad + at));
+  vf m = load(tile.m + at), v = load(tile.v + at);
+  m += (1 - s.beta1) * (s.clip * g - m);
+  v += (1 - s.beta2) * (g * g - v);
+  store(tile.m + at, m);
+  store(tile.v + at, v);
+  const vf relative = v * s.v_scale + DEAD, per_root = reciprocal_root(relative);
+  return {g, relative, per_root, clamp(m * s.m_scale * per_root, -CLIP, CLIP)};
+}
+
+// The moments, and the coordinate's own inputs, as seen from the side that the direction points to,
+// which is left where the step will be.
+INLINE void default_inputs(const Signals& s, const DefaultTile& tile) {
 #pragma GCC unroll 8
   for (int i = 0; i < V; i++) {
     const long at = (long)i * W;
-    vf g = square_safe(load(tile.grad + at)), m = load(tile.m + at), v = load(tile.v + at);
-    m += (1 - s.beta1) * (s.clip * g - m);
-    v += (1 - s.beta2) * (g * g - v);
-    vf relative = v * s.v_scale + DEAD, per_root = reciprocal_root(relative);
-    store(tile.m + at, m);
-    store(tile.v + at, v);
-    const vf direction = clamp(m * s.m_scale * per_root, -CLIP, CLIP);
-    const vf side = sided ? sign(direction) : set1(1.0f);
+    const Seen seen = see_gradient(s, tile, at);
+    const vf side = sign(seen.direction);
     store(tile.step + at, side);
-    store(tile.x + at, side * clamp(g * s.g_scale * per_root, -CLIP, CLIP));
-    store(tile.x + TV + at, side * direction);
-    store(tile.x + 2 * TV + at, log_normal(relative) * 0.125f);
+    store(tile.x + at, side * clamp(seen.g * s.g_scale * seen.per_root, -CLIP, CLIP));
+    store(tile.x + TV + at, side * seen.direction);
+    store(tile.x + 2 * TV + at, log_normal(seen.relative) * 0.125f);
     store(tile.x + 3 * TV + at, side * clamp(load(tile.param + at) * s.theta_scale, -CLIP, CLIP));
   }
 }
 
-// The whole tile: reads grad, param, m, v and cell; leaves the new m, v, cell and the step.
+// The direction of Adam as the LSTM bends it.
 template <int H>
-INLINE void default_tile(int hidden_, const float* forward, const float* head, const Signals& s,
-                         const DefaultTile& tile) {
-  const int hidden = H ? H : hidden_;
-  default_inputs(s, tile, hidden > 0);
-  vf bends[DEFAULT_BENDS][V] = {};
-  if (hidden) {
-    float *h = tile.cell, *c = h + hidden * (long)TV;
-    Kept out = {tile.h, c, nullptr, nullptr};
-    layer_forward<Lstm, H, false>(hidden, DEFAULT_INPUTS, forward, tile.x, h, c, out);
-    memcpy(h, tile.h, sizeof(float) * hidden * TV);
+INLINE void default_bends(int hidden, const float* forward, const float* head, const Signals& s,
+                          const DefaultTile& tile) {
+  default_inputs(s, tile);
+  vf bends[DEFAULT_BENDS][V];
+  float *h = tile.cell, *c = h + hidden * (long)TV;
+  Kept out = {tile.h, c, nullptr, nullptr};
+  layer_forward<Lstm, H, false>(hidden, DEFAULT_INPUTS, forward, tile.x, h, c, out);
+  memcpy(h, tile.h, sizeof(float) * hidden * TV);
 #pragma GCC unroll 3
-    for (int r = 0; r < DEFAULT_BENDS; r++)
+  for (int r = 0; r < DEFAULT_BENDS; r++)
 #pragma GCC unroll 8
-      for (int i = 0; i < V; i++) bends[r][i] = set1(head[r]);
-    multiply<DEFAULT_BENDS>(head + DEFAULT_BENDS, h, hidden, bends);
-  }
+    for (int i = 0; i < V; i++) bends[r][i] = set1(head[r]);
+  multiply<DEFAULT_BENDS>(head + DEFAULT_BENDS, h, hidden, bends);
 #pragma GCC unroll 8
   for (int i = 0; i < V; i++) {
-    vf fresh = load(tile.x + i * W), direction = load(tile.x + TV + i * W);
-    if (hidden)
-      direction = load(tile.step + i * W) *
-                  (direction * (1.0f + TURN * tanh(bends[0][i])) +
-                   ADD * tanh(bends[1][i]) * fresh + FREE * tanh(bends[2][i]));
-    store(tile.step + i * W, direction * -s.length);
+    const vf fresh = load(tile.x + i * W), direction = load(tile.x + TV + i * W);
+    const vf bent = direction * (1.0f + TURN * tanh(bends[0][i])) +
+                    ADD * tanh(bends[1][i]) * fresh + FREE * tanh(bends[2][i]);
+    store(tile.step + i * W, load(tile.step + i * W) * bent * -s.length);
+  }
+}
+
+constexpr int NO_CELL = -1;
+
+// The whole tile: reads grad, param, m, v and cell; leaves the new m, v, cell and the step. H: units, 0
+// for any number of them, NO_CELL for none.
+template <int H>
+INLINE void default_tile(int hidden, const float* forward, const float* head, const Signals& s,
+                         const DefaultTile& tile) {
+  if constexpr (H == NO_CELL) {
+#pragma GCC unroll 8
+    for (int i = 0; i < V; i++)
+      store(tile.step + i * W, see_gradient(s, tile, (long)i * W).direction * -s.length);
+  } else {
+    default_bends<H>(H ? H : hidden, forward, head, s, tile);
   }
 }
 

@@ -58,14 +58,15 @@ INLINE void write_state(const DefaultArguments& a, const DefaultTensor& t, long 
 }
 
 // Puts `old` back into `row` in the lanes that are bad.
-INLINE void put_back(const vi* bad, const float* old, float* row) {
+inline void put_back(const vi* bad, const float* old, float* row) {
   for (int i = 0; i < V; i++)
     store(row + i * W, bad[i] ? load(old + i * W) : load(row + i * W));
 }
 
 // Takes the old state back in the lanes whose step is not finite.
-inline void restore(const DefaultArguments& a, const DefaultTensor& t, long at, int length,
-                    const vi* bad, const DefaultTile& tile) {
+__attribute__((noinline)) inline void restore_state(const DefaultArguments& a,
+                                                    const DefaultTensor& t, long at, int length,
+                                                    const vi* bad, const DefaultTile& tile) {
   float m[TV], v[TV], old[TV];
   read_moments(t, at, length, m, v);
   put_back(bad, m, tile.m);
@@ -76,25 +77,37 @@ inline void restore(const DefaultArguments& a, const DefaultTensor& t, long at, 
   }
 }
 
+// And what these lanes have moved.
+__attribute__((noinline)) inline void restore_params(const DefaultArguments& a,
+                                                     const DefaultTensor& t, long at, int length,
+                                                     const vi* bad, const DefaultTile& tile) {
+  float old[TV];
+  read_param(a, t, at, length, old);
+  put_back(bad, old, tile.param);
+  read_row(FLOAT32, (const char*)owed_at(t, at), length, old);
+  put_back(bad, old, tile.owed);
+}
+
 // Hands the step out, or takes part of it, and what of the steps before falls due (`deferral`).
 INLINE void write_step(const DefaultArguments& a, const DefaultTensor& t, long at, int length,
                        const Signals& s, const DefaultTile& tile) {
   vi bad[V], any = {};
 #pragma GCC unroll 8
   for (int i = 0; i < V; i++) any |= bad[i] = not_finite(load(tile.step + i * W));
-  if (a.guard && __builtin_expect(any_lane(any), 0)) restore(a, t, at, length, bad, tile);
+  const bool broken = __builtin_expect(any_lane(any), 0);
+  if (a.guard && broken) restore_state(a, t, at, length, bad, tile);
   if (t.out) {
     write_row(FLOAT32, tile.step, length, (char*)(t.out + at));
     return;
   }
 #pragma GCC unroll 8
   for (int i = 0; i < V; i++) {
-    vf old = load(tile.param + i * W), step = load(tile.step + i * W);
-    vf before = load(tile.owed + i * W), owed = before + step;
+    vf step = load(tile.step + i * W), owed = load(tile.owed + i * W) + step;
     step += s.share * (s.due * owed - step);
-    store(tile.param + i * W, bad[i] ? old : old * a.keep + step * a.lr);
-    store(tile.owed + i * W, bad[i] ? before : (1 - s.due) * owed);
+    store(tile.param + i * W, load(tile.param + i * W) * a.keep + step * a.lr);
+    store(tile.owed + i * W, (1 - s.due) * owed);
   }
+  if (broken) restore_params(a, t, at, length, bad, tile);
   write_row(a.param_type, tile.param, length, (char*)t.param + at * size_of(a.param_type));
   write_row(FLOAT32, tile.owed, length, (char*)owed_at(t, at));
 }
@@ -103,7 +116,7 @@ template <int H>
 void default_update_piece(void* context, long index, void* memory) {
   const DefaultUpdate& job = *(const DefaultUpdate*)context;
   const DefaultArguments& a = *job.a;
-  const int hidden = H ? H : a.hidden;
+  const int hidden = H == NO_CELL ? 0 : H ? H : a.hidden;
   Arena arena = {(char*)memory};
   const DefaultScratch scratch = lay_out_default(hidden, arena);
   const DefaultPiece piece = default_piece(&a, job.first, index);
@@ -124,7 +137,7 @@ void default_update_piece(void* context, long index, void* memory) {
 inline int run_default_pieces(const DefaultArguments* a, const DefaultUpdate& job) {
   Arena measure = {nullptr};
   lay_out_default(a->hidden, measure);
-  auto piece = default_update_piece<0>;
+  auto piece = a->hidden ? default_update_piece<0> : default_update_piece<NO_CELL>;
   if (a->hidden == 4) piece = default_update_piece<4>;
   if (a->hidden == 8) piece = default_update_piece<8>;
   const long pieces = job.first[a->count];
