@@ -52,19 +52,24 @@ class Alarm:
     due: str | None = None
     watches: dict[torch.device, Watch] = field(default_factory=dict)
 
-    def report(self, finite: Tensor, params: list[Tensor]) -> Tensor | None:
-        """Take note of `finite`, `(T,)` bool; None where all are known to be, at no cost.
+    def report(self, broken: Tensor, params: list[Tensor]) -> Tensor | None:
+        """Take note of `broken`, `(T,)`: 0 where a parameter's gradient is finite.
 
         The warning waits for `sound`: made an error, it must not leave a step half done.
+
+        Returns:
+            Which are finite, `(T,)` bool; None where all are known to be, at no cost.
         """
         if torch.compiler.is_compiling():
-            return finite
-        if finite.device.type == "cpu" and type(finite) is Tensor:  # fake tensors have no values
-            if bool(finite.all()):
+            return broken == 0
+        if broken.device.type == "cpu" and type(broken) is Tensor:  # fake tensors have no values
+            found = broken.tolist()  # one call, as small tensors feel each
+            if not any(found):
                 return None
-            first = params[int(finite.logical_not().nonzero()[0])]
+            first = next(param for param, bad in zip(params, found, strict=True) if bad)
             self.due = self.due or f" (first in a parameter of shape {tuple(first.shape)})"
-        elif finite.device.type == "cuda" and not self.raised:
+        finite = broken == 0
+        if finite.device.type == "cuda" and not self.raised:
             self.watch(finite)
         return finite
 

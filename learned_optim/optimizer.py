@@ -252,7 +252,7 @@ class LearnedOptimizer(Optimizer):
             if slot.parts is not None
         )
         for (batch, params, backend), rows in zip(works, surveys, strict=True):
-            finite = self._alarm.report(rows[:, 0] == 0, params)
+            finite = self._alarm.report(rows[:, 0], params)
             with autocast_off(batch.device):
                 backend.move(batch, backend.control(batch, rows, finite), finite)
             for param, slot in zip(params, batch.slots, strict=True):

@@ -251,7 +251,7 @@ def test_without_sources_there_is_no_library(monkeypatch, tmp_path):
 @pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64", reason="/proc/cpuinfo of an x86-64"
 )
-def test_the_best_level_is_what_the_system_says_of_the_cpu():
+def test_the_library_finds_the_best_level_that_the_system_says_the_cpu_has():
     flags = set(Path("/proc/cpuinfo").read_text().split())
     avx2 = {"avx2", "fma", "f16c"} <= flags
     avx512 = avx2 and {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= flags

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -225,7 +226,10 @@ def free_to_read(tensor: Tensor) -> bool:
     return real and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def autocast_off(device: torch.device) -> torch.autocast:
+def autocast_off(device: torch.device) -> AbstractContextManager[object]:
     """The step computes in its own dtypes, whatever surrounds it."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type if known else "cpu", enabled=False)
+    kind = device.type if torch.amp.is_autocast_available(device.type) else "cpu"
+    # A small step feels what it takes to turn off what is off.
+    if not torch.compiler.is_compiling() and not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)

@@ -78,11 +78,11 @@ def cells_arguments(
 
 def check_float32(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Refuse anything but contiguous float32 of this shape on the CPU."""
-    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+    if tensor.dtype != torch.float32 or not tensor.is_cpu:
         raise ValueError(
             f"{name} must be float32 on the CPU but is {tensor.dtype} on {tensor.device}"
         )
-    if tuple(tensor.shape) != shape:
+    if tensor.shape != shape:
         raise ValueError(f"{name} must have shape {shape} but has {tuple(tensor.shape)}")
     if not tensor.is_contiguous():
         raise ValueError(f"{name} must be contiguous but has strides {tensor.stride()}")

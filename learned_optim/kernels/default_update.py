@@ -65,6 +65,7 @@ class DefaultTensors:
         self._held = columns = (grads, params, moments, cells)
         self._columns = [[*map(Tensor.data_ptr, column)] for column in columns]
         self._options: dict[str, int] = {"maximize": maximize}
+        self._all: native.Table | None = None
         if counts:
             self._options |= {
                 "param_type": storage_type("params", params, counts),
@@ -146,11 +147,7 @@ class DefaultTensors:
         """Call a kernel for the tensors of these numbers."""
         if not members:
             return
-        pointers, counts = [c or [0] * len(self._counts) for c in self._columns], self._counts
-        columns = [*pointers, [outs.get(i, 0) for i in range(len(counts))], counts, counts]
-        if [*members] != [*range(len(counts))]:
-            columns = [[column[i] for i in members] for column in columns]
-        table = native.Table(*columns)  # `DefaultTensor` of src/table.h for each tensor
+        table = self._table(members, outs)
         arguments = structs.DefaultArguments(
             count=len(members),
             rules=1,
@@ -161,3 +158,18 @@ class DefaultTensors:
             **options,
         )
         native.call(function, arguments)
+
+    def _table(self, members: Sequence[int], outs: dict[int, int]) -> native.Table:
+        """`DefaultTensor` of src/table.h for each of them; that of all, whole, is kept."""
+        in_order = [*members] == [*range(len(self._counts))]
+        whole = in_order and not outs
+        if whole and self._all is not None:
+            return self._all
+        pointers, counts = [c or [0] * len(self._counts) for c in self._columns], self._counts
+        columns = [*pointers, [outs.get(i, 0) for i in range(len(counts))], counts, counts]
+        if not in_order:
+            columns = [[column[i] for i in members] for column in columns]
+        table = native.Table(*columns)
+        if whole:
+            self._all = table
+        return table
