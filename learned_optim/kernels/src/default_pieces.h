@@ -36,6 +36,11 @@ inline int default_threads(const DefaultArguments* a, long pieces) {
   return pieces < 16 ? 1 : a->threads;
 }
 
+// Whether gradients and parameters can be used where they are.
+INLINE bool is_straight(const DefaultArguments& a) {
+  return a.grad_type == FLOAT32 && a.param_type == FLOAT32 && !a.maximize;
+}
+
 INLINE void read_grad(const DefaultArguments& a, const DefaultTensor& t, long at, int length,
                       float* to) {
   read_row(a.grad_type, (const char*)t.grad + at * size_of(a.grad_type), length, to);

@@ -109,16 +109,22 @@ struct Seen {
   vf g, relative, per_root, direction;  // relative: the second moment, over that of the tensor
 };
 
-// The moments of the tile's vector at `at`, before -> after.
-INLINE Seen see_gradient(const Signals& s, const DefaultTile& tile, long at) {
-  const vf g = square_safe(load(tile.grad + at));
-  vf m = load(tile.m + at), v = load(tile.v + at);
+// The moments before -> after.
+INLINE Seen see_gradient(const Signals& s, vf grad, vf& m, vf& v) {
+  const vf g = square_safe(grad);
   m += (1 - s.beta1) * (s.clip * g - m);
   v += (1 - s.beta2) * (g * g - v);
-  store(tile.m + at, m);
-  store(tile.v + at, v);
   const vf relative = v * s.v_scale + DEAD, per_root = reciprocal_root(relative);
   return {g, relative, per_root, clamp(m * s.m_scale * per_root, -CLIP, CLIP)};
+}
+
+// The same of the tile's vector at `at`.
+INLINE Seen see_gradient(const Signals& s, const DefaultTile& tile, long at) {
+  vf m = load(tile.m + at), v = load(tile.v + at);
+  const Seen seen = see_gradient(s, load(tile.grad + at), m, v);
+  store(tile.m + at, m);
+  store(tile.v + at, v);
+  return seen;
 }
 
 // The moments, and the coordinate's own inputs, as seen from the side that the direction points to,

@@ -19,18 +19,27 @@ inline void survey_piece(void* context, long index, void*) {
   const DefaultArguments& a = *job.a;
   const DefaultPiece piece = default_piece(&a, job.first, index);
   const DefaultTensor& tensor = a.tensors[piece.tensor];
+  const bool straight = is_straight(a);
   vf sums[DEFAULT_SUMS][V] = {};
   vi bad = {};
   for (int done = 0; done < piece.length; done += TV) {
     const int length = piece.length - done < TV ? piece.length - done : TV;
     const long at = piece.start + done;
-    float grad[TV], param[TV], ms[TV], vs[TV];
-    read_grad(a, tensor, at, length, grad);
-    read_param(a, tensor, at, length, param);
-    read_moments(tensor, at, length, ms, vs);
+    float copies[4][TV];
+    const float *grads = copies[0], *params = copies[1], *ms = copies[2], *vs = copies[3];
+    if (straight && length == TV) {
+      grads = (const float*)tensor.grad + at;
+      params = (const float*)tensor.param + at;
+      ms = tensor.moments + at;
+      vs = ms + tensor.stride;
+    } else {
+      read_grad(a, tensor, at, length, copies[0]);
+      read_param(a, tensor, at, length, copies[1]);
+      read_moments(tensor, at, length, copies[2], copies[3]);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < V; i++) {
-      vf g = load(grad + i * W), theta = load(param + i * W);
+      vf g = load(grads + i * W), theta = load(params + i * W);
       theta = not_finite(theta) ? vf{} : square_safe(theta);
       vf m = load(ms + i * W), v = load(vs + i * W);
       bad |= not_finite(g);

@@ -88,6 +88,45 @@ __attribute__((noinline)) inline void restore_params(const DefaultArguments& a,
   put_back(bad, old, tile.owed);
 }
 
+// Of a step, what is taken of it and of those before, which stay owed (`deferral`).
+INLINE vf take_part(const Signals& s, vf step, vf& owed) {
+  const vf all = owed + step;
+  owed = (1 - s.due) * all;
+  return step + s.share * (s.due * all - step);
+}
+
+// A whole tile of float32 under a rule without a cell, from memory to memory. False where a step is not
+// finite: then nothing has changed.
+INLINE bool move_straight(const DefaultArguments& a, const DefaultTensor& t, long at,
+                          const Signals& s) {
+  const float* grads = (const float*)t.grad + at;
+  float *params = (float*)t.param + at, *ms = t.moments + at, *vs = ms + t.stride;
+  vf m[V], v[V], step[V];
+  vi bad = {};
+#pragma GCC unroll 8
+  for (int i = 0; i < V; i++) {
+    m[i] = load(ms + i * W);
+    v[i] = load(vs + i * W);
+    step[i] = see_gradient(s, load(grads + i * W), m[i], v[i]).direction * -s.length;
+    bad |= not_finite(step[i]);
+  }
+  if (__builtin_expect(any_lane(bad), 0)) return false;
+#pragma GCC unroll 8
+  for (int i = 0; i < V; i++) {
+    store(ms + i * W, m[i]);
+    store(vs + i * W, v[i]);
+    if (t.out) {
+      store(t.out + at + i * W, step[i]);
+      continue;
+    }
+    vf owed = load(owed_at(t, at) + i * W);
+    const vf taken = take_part(s, step[i], owed);
+    store(params + i * W, load(params + i * W) * a.keep + taken * a.lr);
+    store(owed_at(t, at) + i * W, owed);
+  }
+  return true;
+}
+
 // Hands the step out, or takes part of it, and what of the steps before falls due (`deferral`).
 INLINE void write_step(const DefaultArguments& a, const DefaultTensor& t, long at, int length,
                        const Signals& s, const DefaultTile& tile) {
@@ -102,10 +141,10 @@ INLINE void write_step(const DefaultArguments& a, const DefaultTensor& t, long a
   }
 #pragma GCC unroll 8
   for (int i = 0; i < V; i++) {
-    vf step = load(tile.step + i * W), owed = load(tile.owed + i * W) + step;
-    step += s.share * (s.due * owed - step);
-    store(tile.param + i * W, load(tile.param + i * W) * a.keep + step * a.lr);
-    store(tile.owed + i * W, (1 - s.due) * owed);
+    vf owed = load(tile.owed + i * W);
+    const vf taken = take_part(s, load(tile.step + i * W), owed);
+    store(tile.param + i * W, load(tile.param + i * W) * a.keep + taken * a.lr);
+    store(tile.owed + i * W, owed);
   }
   if (broken) restore_params(a, t, at, length, bad, tile);
   write_row(a.param_type, tile.param, length, (char*)t.param + at * size_of(a.param_type));
@@ -124,9 +163,11 @@ void default_update_piece(void* context, long index, void* memory) {
   const Signals signals = read_signals(a, piece.tensor);
   const DefaultWeights& weights = job.weights[piece.tensor / (a.count / a.rules)];
   if (hidden) add_says(weights, hidden, signals.say, scratch.forward);
+  const bool straight = H == NO_CELL && is_straight(a);
   for (int done = 0; done < piece.length; done += TV) {
     const int length = piece.length - done < TV ? piece.length - done : TV;
     const long at = piece.start + done;
+    if (straight && length == TV && move_straight(a, tensor, at, signals)) continue;
     read_tile(a, tensor, at, length, hidden, scratch.tile);
     default_tile<H>(hidden, scratch.forward, weights.head, signals, scratch.tile);
     write_step(a, tensor, at, length, signals, scratch.tile);
