@@ -19,7 +19,7 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ from benchmarks.step_contenders import (
     instructions,
     make_params,
 )
+from benchmarks.step_time_figure import BASE, draw
 from learned_optim.bases import PERIOD
 from learned_optim.kernels import native
 
@@ -40,7 +41,6 @@ ROUNDS = {"1M": 9, "5M": 5, "transformer": 5}
 OTHERS = 25  # rounds of the small cases
 # Cases in which all but the hand-written optimizers and the rule as it ships would say nothing new.
 BASES = ("width 128", "width 64", "small mlp")
-BASE = "Adam foreach"
 BUSY = 0.1  # cores that others may keep busy while wall time is measured
 PATIENCE = 40  # times that the machine is looked at before two threads are given up
 
@@ -217,50 +217,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def figure(content: Mapping[str, Any]) -> None:
-    """Bars of the 1M case for each size; Adam and the limits as lines."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = [row for row in content["rows"] if row["case"] == "1M" and row["threads"] == 1]
-    adam = next(row for row in rows if row["contender"] == BASE)["ns_per_parameter"]
-    plot, panels = pyplot.subplots(1, 3, figsize=(13, 3.4))
-    for axes, size in zip(panels, content["limits"], strict=True):
-        shown = [row for row in rows if row["size"] and str(tuple(row["size"])) == size]
-        names = [row["contender"] for row in shown]
-        values = [row["ns_per_parameter"] for row in shown]
-        colours = ["#c8102e" if row["contender"].startswith("C++") else "#8a8fa3" for row in shown]
-        bars = axes.barh(names, values, color=colours)
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # above the limits' lines
-        labels = [f"{value / adam:.1f}x" for value in values]
-        axes.bar_label(bars, labels, fontsize=7, padding=3, bbox=box)
-        axes.invert_yaxis()
-        axes.set_xscale("log")
-        axes.set_xlim(1, 6 * max(values))
-        axes.axvline(adam, color="#2b2d42", linestyle="-", linewidth=1, label="Adam foreach")
-        for kind, style in (("arithmetic", "--"), ("memory", ":")):
-            limit = content["limits"][size][f"{kind}_ns"]
-            axes.axvline(
-                limit,
-                color="#2a6f97",
-                linestyle=style,
-                linewidth=1,
-                label=f"{kind} alone, estimate",
-            )
-        axes.set_title(f"layers, units: {size}", loc="left", fontsize=10)
-        axes.tick_params(axis="y", labelsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlabel("ns a parameter and step", fontsize=8)
-    handles, names = panels[0].get_legend_handles_labels()
-    plot.legend(handles, names, frameon=False, fontsize=8, ncol=3, loc="lower center")
-    plot.suptitle("A million parameters, one thread; beside the bars: times Adam", fontsize=10)
-    plot.tight_layout(rect=(0, 0.06, 1, 1))
-    plot.savefig(RESULTS / "step_time.png", dpi=130, metadata={"Software": None})
-    pyplot.close(plot)
-
-
 def run(quick: bool) -> dict[str, Any]:
     """All cases."""
     everybody = contenders()
@@ -309,7 +265,7 @@ def main() -> None:
     print("two threads:", content["two_threads"])
     if not options.quick:
         write_json(RESULTS / "step_time.json", content)
-        figure(content)
+        draw(content, RESULTS / "step_time.png")
 
 
 if __name__ == "__main__":
