@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import learned as learned_module
-from benchmarks import tuning
+from benchmarks import step_time_figure, tuning
 from benchmarks.baselines import BASELINES, Sweep
 from benchmarks.learned import Learned, find_weights, load_rules
 from benchmarks.paper import mnist, quadratic, report
@@ -356,6 +356,12 @@ def test_json_has_none_for_what_is_not_finite_and_lists_on_one_line(tmp_path):
     assert json.loads(text) == {"x": [1.0, None], "y": {"z": None}, "s": "[ a ]"}
     assert '"x": [1.0, null]' in text
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_the_picture_of_what_a_step_costs_is_drawn_from_the_committed_results(tmp_path):
+    content = json.loads((RESULTS / "step_time.json").read_text(encoding="utf-8"))
+    step_time_figure.draw(content, tmp_path / "step_time.png")
+    assert (tmp_path / "step_time.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_all_meta_seeds_of_a_bundled_rule_are_found(rule, tmp_path, monkeypatch):

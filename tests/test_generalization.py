@@ -246,6 +246,17 @@ def test_the_fast_way_of_running_a_rule_is_the_optimizer_itself(family, control)
     assert len({f"{value:.5f}" for value in fast.final[0].tolist()}) == 3
 
 
+@pytest.mark.parametrize(("control", "changes"), [("hand", True), ("fixed", False)])
+def test_one_control_has_a_pace_that_nothing_changes(control, changes):
+    param = torch.nn.Parameter(torch.ones(5))
+    optimizer = LearnedOptimizer([param], store.controls()[control])
+    for sign in [1.0] * 30 + [-40.0] * 5:  # gradients that agree, then turn and grow
+        param.grad = torch.full((5,), sign)
+        optimizer.step()
+    pace = optimizer.state[param]["gauge"][1]
+    assert (abs(float(pace)) > 0.01) == changes
+
+
 def test_rules_of_two_configs_cannot_be_run_side_by_side():
     first = store.controls()["random"]  # of which nothing is left out
     other = dataclasses.replace(first, rule=dataclasses.replace(first.rule, hidden=2))

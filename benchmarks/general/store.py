@@ -33,12 +33,14 @@ MEAN = "_mean"  # of one that was not, and is looked at within `averaged`
 ENDS = ("", TOLD, MEAN)
 PLAIN_ADAM = "adam_default"
 GENTLE = 0.3
+SILENT = -6.0  # log of the feedback's rate, as it is stored: nothing beside a pace of 1
 LABELS: dict[str, str] = {
     **{key: method.label for key, method in METHODS.items()},
     PLAIN_ADAM: "Adam, 0.001",
     **{key: each.label for key, each in PACKAGED.items()},
     "schedule_free": "Schedule-free AdamW, 0.0025",  # its default
     "hand": "hand rule, no learning",
+    "fixed": "hand rule at a fixed pace",
     "random": "random weights",
     "gentle": f"hand rule at lr={GENTLE}",
 }
@@ -69,7 +71,9 @@ MakeStepper = Callable[[Sequence[LoadedRule], int], Stepper]
 def controls(split: str = "held_out") -> dict[str, LoadedRule]:
     """`default` as it is drawn, which is the hand rule.
 
-    For the test with random heads too; for fine-tuning with shorter steps, as by `lr=GENTLE`.
+    On lists that nothing is chosen by, also with a pace that nothing changes, so that constants and
+    a schedule are all that is left; on held-out problems with random heads; for fine-tuning with
+    shorter steps, as by `lr=GENTLE`.
     """
     rule, generator = Default(), torch.Generator().manual_seed(1)
     hand = rule.init_weights(torch.Generator().manual_seed(0))
@@ -79,6 +83,9 @@ def controls(split: str = "held_out") -> dict[str, LoadedRule]:
         if key.endswith("head.w")
     }
     found = {"hand": in_memory(rule, hand, name="hand")}
+    if split in ("held_out", "domains"):
+        still = {"hand.log_rate": torch.full((2,), SILENT), "hand.brake": torch.zeros(1)}
+        found["fixed"] = in_memory(rule, hand | still, name="fixed")
     if split == "held_out":
         found["random"] = in_memory(rule, hand | heads, name="random")
     if split == "fine_tuning":
