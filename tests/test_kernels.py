@@ -289,9 +289,23 @@ def test_a_compiler_must_be_a_command(monkeypatch, tmp_path):
 def test_without_a_compiler_the_build_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(build.BuildError, match=r"\$CXX"):
+    monkeypatch.setattr(build, "has_zig", lambda: False)
+    with pytest.raises(build.BuildError, match=r"\$CXX, or pip install ziglang"):
         build.build(tmp_path / "x.so")
     assert not list(tmp_path.iterdir())
+
+
+def test_where_there_is_no_other_compiler_that_of_a_package_will_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(build, "has_zig", lambda: True)
+    for tag, target in build.WHEELS.items():
+        monkeypatch.setattr(build, "this_machine", lambda t=target: t._replace(zig=None))
+        found = build.find_compiler()
+        assert found[1:] == ["-m", "ziglang", "c++", "-target", target.zig], tag
+    monkeypatch.setattr(build, "this_machine", lambda: build.Target("riscv64", "linux"))
+    with pytest.raises(build.BuildError, match="no C\\+\\+ compiler found"):
+        build.find_compiler()
 
 
 def test_a_failing_compiler_is_quoted(monkeypatch, tmp_path):

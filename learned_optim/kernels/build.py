@@ -94,7 +94,7 @@ def candidates() -> list[Path]:
 
 
 def find_compiler() -> list[str]:
-    """`$CXX`, else the first of g++, clang++, c++ on the path, as a command.
+    """`$CXX`, else the first of g++, clang++, c++ on the path, else zig's, as a command.
 
     Raises:
         BuildError: without one, for one that is no command, or on Windows.
@@ -111,7 +111,23 @@ def find_compiler() -> list[str]:
     for name in ("g++", "clang++", "c++"):
         if shutil.which(name):
             return [name]
-    raise BuildError("no C++ compiler found: install g++ or clang++, or name one in $CXX")
+    here = [t.zig for t in WHEELS.values() if (t.machine, t.system) == this_machine()[:2]]
+    if here and here[0] and has_zig():
+        return zig(here[0])
+    raise BuildError(
+        "no C++ compiler found: install g++ or clang++, name one in $CXX, or pip install ziglang, "
+        "which brings one along"
+    )
+
+
+def this_machine() -> Target:
+    """Compiled for by whatever `find_compiler` finds."""
+    return Target(platform.machine(), sys.platform)
+
+
+def has_zig() -> bool:
+    """Whether the package ziglang is here."""
+    return importlib.util.find_spec("ziglang") is not None
 
 
 def zig(target: str) -> list[str]:
@@ -120,7 +136,7 @@ def zig(target: str) -> list[str]:
     Raises:
         BuildError: without that package.
     """
-    if importlib.util.find_spec("ziglang") is None:
+    if not has_zig():
         raise BuildError(f"to compile for {target} takes the package ziglang: pip install ziglang")
     return [sys.executable, "-m", "ziglang", "c++", "-target", target]
 
@@ -157,7 +173,7 @@ def _compile(compiler: list[str], target: Target, folder: Path) -> Path:
     objects = [str(target) for target in commands]
     library = folder / LIBRARY
     options = ["-Wl,--as-needed"] if target.system == "linux" else []
-    if target.zig:
+    if "ziglang" in compiler:
         options.append("-s")  # what is there for debuggers is four fifths of it
     _run([*compiler, "-shared", *objects, "-o", str(library), "-pthread", *options])
     return library
@@ -180,7 +196,7 @@ def build(path: Path | None = None, target: Target | None = None) -> Path:
     if path is None:
         beside, *cached = candidates()
         path = beside if os.access(beside.parent, os.W_OK) or not cached else cached[0]
-    target = target or Target(platform.machine(), sys.platform)
+    target = target or this_machine()
     compiler = zig(target.zig) if target.zig else find_compiler()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
