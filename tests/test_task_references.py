@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -11,10 +12,16 @@ from torch.nn import functional
 
 from learned_optim.tasks import attention, nets, text
 from learned_optim.tasks.datasets import DATA_VARIABLE, DataUnavailable
+from learned_optim.tasks.differential_equation import (
+    EQUATIONS,
+    SPEED,
+    DifferentialEquationTask,
+)
 from learned_optim.tasks.finite_regression import FiniteRegressionTask
 from learned_optim.tasks.ill_conditioned_quadratic import IllConditionedQuadraticTask
 from learned_optim.tasks.logistic_regression import LogisticRegressionTask
 from learned_optim.tasks.matrix_factorisation import MatrixFactorisationTask
+from learned_optim.tasks.memory import QUESTIONS, MemoryTask
 from learned_optim.tasks.rastrigin import RastriginTask
 from learned_optim.tasks.raw_regression import RawRegression
 from learned_optim.tasks.resnet import batch_norm
@@ -194,6 +201,56 @@ def test_a_sine_fit_sees_the_pixel_at_the_coordinates():
     hidden = torch.sin(10.0 * nets.dense(params, "layer0", corners))
     output = nets.dense(params, "layer1", hidden).squeeze(-1)
     expected = (output - batch["pixels"].view(8, 8)[[0, 0, 7, 7], [0, 7, 0, 7]]).square().mean()
+    torch.testing.assert_close(task.loss(params, batch), expected)
+
+
+SOLUTIONS = {
+    "poisson": lambda w, t, x: torch.sin(w * t) * torch.sin(w * x),
+    "heat": lambda w, t, x: torch.exp(-t) * torch.sin(w * x),
+    "advection": lambda w, t, x: torch.sin(w * (x - SPEED * t)),
+}
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_nothing_is_wrong_with_the_solution_of_an_equation(equation):
+    task = DifferentialEquationTask(equation, 2, 2, 8, 50)
+    batch = {key: value.double() for key, value in task.batch(generator()).items()}
+    solution = functools.partial(SOLUTIONS[equation], 2 * math.pi)
+    parts = task.wrong(solution, batch)
+    assert [len(part) for part in parts] == [50, 25, 25]
+    for part in parts:
+        torch.testing.assert_close(part, torch.zeros_like(part), rtol=0, atol=1e-12)
+    # Another function is wrong everywhere that can be.
+    other = task.wrong(lambda t, x: solution(t, x) + t * t + x, batch)
+    assert all(part.abs().max() > 0.01 for part in other)
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_memory_task_asks_for_what_its_sequences_hold(question):
+    task = MemoryTask(question, "gru", 20, 4, 200)
+    batch = task.batch(generator())
+    numbers, marks = batch["x"].unbind(-1)
+    answers = {
+        "first": [row[0] for row in numbers.tolist()],
+        "largest": [max(row) for row in numbers.tolist()],
+        "count": [sum(row) / 3 for row in marks.tolist()],
+    }
+    assert batch["y"].tolist() == pytest.approx(answers[question])
+    assert set(marks.unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_a_memory_task_reads_its_sequences_as_torch_does(cell):
+    task = MemoryTask("largest", cell, 7, 5, 3)
+    params, batch = task.init(generator())[0], task.batch(generator(1))
+    network = {"gru": nn.GRU, "lstm": nn.LSTM}[cell](2, 5, batch_first=True)
+    with torch.no_grad():
+        network.weight_ih_l0.copy_(params["input.weight"])
+        network.weight_hh_l0.copy_(params["recurrent.weight"])
+        network.bias_ih_l0.copy_(params["input.bias"])
+        network.bias_hh_l0.zero_()
+        last = network(batch["x"])[0][:, -1]
+        expected = (nets.dense(params, "head", last).squeeze(-1) - batch["y"]).square().mean()
     torch.testing.assert_close(task.loss(params, batch), expected)
 
 

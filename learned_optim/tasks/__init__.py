@@ -8,12 +8,14 @@ from learned_optim.tasks.base import Task as Task
 from learned_optim.tasks.base import TaskFamily as TaskFamily
 from learned_optim.tasks.cifar_conv import CifarConv as CifarConv
 from learned_optim.tasks.cnn import CNN as CNN
+from learned_optim.tasks.differential_equation import DifferentialEquation as DifferentialEquation
 from learned_optim.tasks.finite_regression import FiniteRegression as FiniteRegression
 from learned_optim.tasks.ill_conditioned_quadratic import (
     IllConditionedQuadratic as IllConditionedQuadratic,
 )
 from learned_optim.tasks.logistic_regression import LogisticRegression as LogisticRegression
 from learned_optim.tasks.matrix_factorisation import MatrixFactorisation as MatrixFactorisation
+from learned_optim.tasks.memory import Memory as Memory
 from learned_optim.tasks.mlp_classification import MLPClassification as MLPClassification
 from learned_optim.tasks.mnist_mlp import MnistMLP as MnistMLP
 from learned_optim.tasks.neural_art import NeuralArt as NeuralArt
@@ -55,6 +57,8 @@ TASK_FAMILIES: dict[str, type[TaskFamily]] = {
         RNNLanguageModel,
         TransformerLanguageModel,
         SineFit,
+        DifferentialEquation,
+        Memory,
         NeuralArt,
         OwnModel,
     )

@@ -12,10 +12,8 @@ from torch.nn import functional
 from learned_optim.tasks import nets
 from learned_optim.tasks.axes import AxesFamily, Ints, Strings, axis
 from learned_optim.tasks.base import Batch, Params, Split, Task
+from learned_optim.tasks.recurrent import CELLS, GATES, advance
 from learned_optim.tasks.text import TEXTS, Corpus, draw_corpus
-
-_GATES = {"rnn": 1, "gru": 3, "lstm": 4}
-CELLS = tuple(_GATES)
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class RNNLanguageModelTask(Task):
         forget gate's, which is 1: Jozefowicz et al., "An empirical exploration of recurrent
         network architectures", 2015, section 2.2.
         """
-        width, size, rows = self.width, self.corpus.size, _GATES[self.cell] * self.width
+        width, size, rows = self.width, self.corpus.size, GATES[self.cell] * self.width
         params: Params = {"embedding": nets.normal(generator, (size, width))}
         params |= nets.dense_params(generator, "input", width, rows, "torch")
         params["recurrent.weight"] = nets.weight(generator, (rows, width), "torch")
@@ -62,27 +60,10 @@ class RNNLanguageModelTask(Task):
         memory, outputs = hidden, []
         for step in inputs.unbind(1):
             recurrent = functional.linear(hidden, params["recurrent.weight"])
-            hidden, memory = _advance(self.cell, step, recurrent, hidden, memory)
+            hidden, memory = advance(self.cell, step, recurrent, hidden, memory)
             outputs.append(hidden)
         logits = nets.dense(params, "head", torch.stack(outputs, dim=1))
         return functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-
-
-def _advance(
-    cell: str, step: Tensor, recurrent: Tensor, hidden: Tensor, memory: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One step from the products with the input and with the hidden state, `(B, gates * W)`."""
-    if cell == "rnn":
-        return torch.tanh(step + recurrent), memory
-    if cell == "gru":
-        width = hidden.shape[-1]
-        gates = torch.sigmoid(step[..., : 2 * width] + recurrent[..., : 2 * width])
-        reset, update = gates.chunk(2, dim=-1)
-        candidate = torch.tanh(step[..., 2 * width :] + reset * recurrent[..., 2 * width :])
-        return candidate + update * (hidden - candidate), memory
-    enter, forget, candidate, output = (step + recurrent).chunk(4, dim=-1)
-    memory = torch.sigmoid(forget) * memory + torch.sigmoid(enter) * torch.tanh(candidate)
-    return torch.sigmoid(output) * torch.tanh(memory), memory
 
 
 @dataclass(frozen=True)

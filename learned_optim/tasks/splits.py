@@ -130,6 +130,8 @@ META_TRAIN: dict[str, TaskFamily] = {
     "rnn_lm": tasks.RNNLanguageModel(),
     "transformer_lm": tasks.TransformerLanguageModel(),
     "sine_fit": tasks.SineFit(),
+    "differential_equation": tasks.DifferentialEquation(),
+    "memory": tasks.Memory(),
 }
 
 
