@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -52,7 +51,8 @@ print(native.LEVELS[native.level()], float(far))
 
 def make(folder: Path) -> dict[str, Path]:
     """Platform tag -> its wheel; beside them the sdist."""
-    shutil.rmtree(folder, ignore_errors=True)
+    for old in (*folder.glob("*.whl"), *folder.glob("*.tar.gz")):
+        old.unlink()
     pack = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder)]
     subprocess.run([*pack, "--sdist", ROOT], check=True)
     for tag in (ANY, *build.WHEELS):
@@ -110,7 +110,7 @@ def check_installed(wheels: dict[str, Path]) -> None:
 def main() -> None:
     """Build, and check."""
     parser = argparse.ArgumentParser(description="Wheels and sdist, built and checked.")
-    parser.add_argument("folder", type=Path, help="where they go; emptied first")
+    parser.add_argument("folder", type=Path, help="where they go, and no others stay")
     wheels = make(parser.parse_args().folder)
     files = sorted(str(path) for path in next(iter(wheels.values())).parent.iterdir())
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], check=True)
