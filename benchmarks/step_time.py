@@ -2,6 +2,7 @@
 
     python -m benchmarks.step_time            five minutes of CPU time, 8 GB of memory
     python -m benchmarks.step_time --quick    1M parameters and the small tensors, one thread
+    python -m benchmarks.step_time --redraw   the table and the picture from the JSON
 
 Question: how many steps of Adam does one step of a learned rule cost, by backend?
 Method: one process; all contenders of a case in turn, then again, so that a change of the
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import json
 import os
 import statistics
 import time
@@ -257,15 +259,20 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description="Time and memory of an optimizer's step.")
     parser.add_argument("--quick", action="store_true", help="less, and written nowhere")
+    parser.add_argument("--redraw", action="store_true", help="from what was measured before")
     options = parser.parse_args()
-    content = run(options.quick)
+    path = RESULTS / "step_time.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if options.redraw else None
+    content = kept or run(options.quick)
     print(table(content["rows"]))
     for size, bound in content["limits"].items():
         print(f"limits {size}:", ", ".join(f"{k} {v:.1f}" for k, v in bound.items()))
     print("two threads:", content["two_threads"])
-    if not options.quick:
-        write_json(RESULTS / "step_time.json", content)
-        draw(content, RESULTS / "step_time.png")
+    if options.quick:
+        return
+    if not options.redraw:
+        write_json(path, content)
+    draw(content, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

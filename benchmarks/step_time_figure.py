@@ -5,13 +5,11 @@ python -m benchmarks.step_time_figure    draws results/step_time.png anew from t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.plotting import STYLE, colour
-from benchmarks.results import RESULTS
 from benchmarks.step_contenders import BARE, MUON, SHIPPED, SHIPPED_ALONE
 
 if TYPE_CHECKING:
@@ -98,12 +96,3 @@ def by_size(
     axes.tick_params(axis="y", labelsize=7)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("ns a parameter, of a million")
-
-
-def main() -> None:
-    source = RESULTS / "step_time.json"
-    draw(json.loads(source.read_text(encoding="utf-8")), source.with_suffix(".png"))
-
-
-if __name__ == "__main__":
-    main()
