@@ -111,7 +111,7 @@ def main() -> None:
     """Build, and check."""
     parser = argparse.ArgumentParser(description="Wheels and sdist, built and checked.")
     parser.add_argument("folder", type=Path, help="where they go, and no others stay")
-    wheels = make(parser.parse_args().folder)
+    wheels = make(parser.parse_args().folder.resolve())
     files = sorted(str(path) for path in next(iter(wheels.values())).parent.iterdir())
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], check=True)
     check_tags(wheels)
