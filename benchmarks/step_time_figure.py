@@ -1,7 +1,4 @@
-"""The picture of what a step costs: `default` as it ships by networks, the paper's rule by sizes.
-
-python -m benchmarks.step_time_figure    draws results/step_time.png anew from the JSON
-"""
+"""The picture of what a step costs: `default` as it ships by networks, others by their sizes."""
 
 from __future__ import annotations
 

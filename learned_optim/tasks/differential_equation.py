@@ -74,22 +74,22 @@ class DifferentialEquationTask(Task):
         zero = torch.zeros_like(along)
 
         def u_t(when: Tensor) -> Tensor:
-            return _slope(lambda when: u(when, x), when)
+            return slope(lambda when: u(when, x), when)
 
         def u_x(where: Tensor) -> Tensor:
-            return _slope(lambda where: u(t, where), where)
+            return slope(lambda where: u(t, where), where)
 
         if self.equation == "poisson":
             source = torch.sin(w * t) * torch.sin(w * x)
-            residual = (_slope(u_t, t) + _slope(u_x, x)) / (2 * w * w) + source
+            residual = (slope(u_t, t) + slope(u_x, x)) / (2 * w * w) + source
             return [residual, u(along, side), u(side, along)]
         start = u(zero, along) - torch.sin(w * along)
         if self.equation == "heat":
-            return [u_t(t) - _slope(u_x, x) / (w * w), start, u(along, side)]
+            return [u_t(t) - slope(u_x, x) / (w * w), start, u(along, side)]
         return [u_t(t) + SPEED * u_x(x), start, u(along, zero) + torch.sin(w * SPEED * along)]
 
 
-def _slope(function: Callable[[Tensor], Tensor], place: Tensor) -> Tensor:
+def slope(function: Callable[[Tensor], Tensor], place: Tensor) -> Tensor:
     """The derivative at each place: places do not know of each other, so that of the sum."""
     return grad(lambda place: function(place).sum())(place)
 

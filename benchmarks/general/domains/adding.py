@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from learned_optim.tasks import nets
 from learned_optim.tasks.base import Batch, Params, Split, Task
+from learned_optim.tasks.recurrent import advance
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,9 @@ class Adding(Task):
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """Mean over the sequences."""
-        x, width = batch["x"], self.width
-        hidden = x.new_zeros(self.batch_size, width)
+        x = batch["x"]
+        hidden = x.new_zeros(self.batch_size, self.width)
         for step in nets.dense(params, "input", x).unbind(1):
             recurrent = functional.linear(hidden, params["recurrent.weight"])
-            gates = torch.sigmoid(step[:, : 2 * width] + recurrent[:, : 2 * width])
-            reset, keep = gates.chunk(2, dim=-1)
-            candidate = torch.tanh(step[:, 2 * width :] + reset * recurrent[:, 2 * width :])
-            hidden = candidate + keep * (hidden - candidate)
+            hidden, _ = advance("gru", step, recurrent, hidden, hidden)
         return (nets.dense(params, "head", hidden).squeeze(-1) - batch["y"]).square().mean()

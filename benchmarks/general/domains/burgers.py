@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad
 
 from learned_optim.tasks import nets
 from learned_optim.tasks.base import Batch, Params, Split, Task
+from learned_optim.tasks.differential_equation import slope
 
 _VISCOSITY = 0.01 / math.pi
 
@@ -55,15 +54,11 @@ class Burgers(Task):
 
         t, x = batch["inside"].unbind(-1)
 
-        def along(function: Callable[[Tensor], Tensor], place: Tensor) -> Tensor:
-            # Points do not know of each other: the derivative of their sum is that of each.
-            return grad(lambda place: function(place).sum())(place)
-
         def u_x(x: Tensor) -> Tensor:
-            return along(lambda place: u(t, place), x)
+            return slope(lambda place: u(t, place), x)
 
-        u_t = along(lambda when: u(when, x), t)
-        residual = u_t + u(t, x) * u_x(x) - _VISCOSITY * along(u_x, x)
+        u_t = slope(lambda when: u(when, x), t)
+        residual = u_t + u(t, x) * u_x(x) - _VISCOSITY * slope(u_x, x)
         start = batch["start"]
         wrong = u(torch.zeros_like(start), start) + torch.sin(math.pi * start)
         edge = u(*batch["edge"].unbind(-1))
