@@ -94,7 +94,7 @@ def half_state(rule: L2L) -> Contender:
         sizes = L2LSizes(rule.layers, rule.hidden, rule.p, rule.scale)
 
         def step() -> None:
-            finite = launch.survey(grads, tensors, [], False)[:, 0] == 0
+            finite = launch.survey(grads, grads, tensors, [], False)[:, 0] == 0
             group = launch.Group(finite, 1.0, None, 0.0, False)
             launch.l2l_(grads, tensors, cells, columns, matrices, group, sizes)
 

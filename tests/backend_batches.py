@@ -33,7 +33,7 @@ def make(
     **options: object,
 ) -> Batch:
     """Random parameters, gradients over six orders of magnitude, and a state that is not zero."""
-    generator = torch.Generator().manual_seed(5)
+    generator, seen = (torch.Generator().manual_seed(seed) for seed in (5, 6))
     weights = weights or louder(rule.init_weights(generator))
     slots = []
     for shape in sizes:
@@ -46,9 +46,13 @@ def make(
             state["moments"][1].square_()
         if "gauge" in state:
             state["gauge"][[0, 3]] = state["gauge"][[0, 3]].abs()
+            state["gauge"][4] /= 2  # where the pace falls at a part of its rate
             state["gauge"][1] = 2 * torch.rand((), generator=generator) - 0.5  # some paces are high
         step = torch.tensor(12.0)  # late enough for gradients to be clipped
-        slots.append(Slot(param.to(dtype), grad.to(dtype), state, step, tuple(shape)))
+        slot = Slot(param.to(dtype), grad.to(dtype), state, step, tuple(shape))
+        if "gauge" in state and len(slots) % 2:  # as if the gradient were seen in a basis
+            slot.plain = torch.randn(shape, generator=seen).to(dtype)
+        slots.append(slot)
     settings = {"lr": 0.7, "decay": 0.0, "maximize": False, "total_steps": None} | options
     batch = Batch(rule, weights, slots, device=CPU, compute_dtype=torch.float32, **settings)  # type: ignore[arg-type]
     return moved_to(batch, device, compute)
@@ -68,6 +72,7 @@ def moved_to(batch: Batch, device: torch.device, compute: torch.dtype = torch.fl
         other.lr = to(batch.lr)
     for slot in other.slots:
         slot.param, slot.grad, slot.step = to(slot.param), to(slot.grad), to(slot.step)
+        slot.plain = None if slot.plain is None else to(slot.plain)
         slot.state = {key: to(value) for key, value in slot.state.items()}
     return other
 

@@ -175,7 +175,7 @@ def test_a_coordinate_whose_momentum_is_no_number_stays_as_it_is(level, rule, dt
     moments = batch.slots[0].state["moments"]
     moments[0, place], moments[2, place] = math.nan, 0.25
     # The sums over a tensor would be NaN as well, and the step of its other coordinates.
-    survey = torch.tensor([[0.0, 700.0, 0.0, 0.0, 0.0, 700.0]])
+    survey = torch.tensor([[0.0, 700.0, 0.0, 0.0, 0.0, 700.0, 0.0, 0.0]])
     ends = []
     for backend in (Cpu(), Eager()):
         moved = copy.deepcopy(batch)
@@ -244,6 +244,9 @@ def test_tensors_that_the_kernels_cannot_read_are_refused():
         kernels.DefaultTensors([param], [grad, grad], [moments], None, hidden=0)
     with pytest.raises(ValueError, match="grads must be 1 tensors but are 0"):
         kernels.DefaultTensors([param], [], [moments], None, hidden=0)
+    for plains, message in (([grad, grad], "plains must be 1 tensors"), ([grad.half()], "float32")):
+        with pytest.raises(ValueError, match=message):
+            kernels.DefaultTensors([param], [grad], [moments], None, hidden=0, plains=plains)
     tensors = kernels.DefaultTensors([param], [grad], [moments], None, hidden=0)
     signals, weights = torch.zeros(len(SIGNALS), 1), torch.zeros(kernels.default_weight_count(0, 0))
     with pytest.raises(ValueError, match="steps must be of tensors 0 to 0 but one is of -1"):
@@ -270,7 +273,7 @@ def test_tensors_may_be_moved_in_any_order(level):
     [
         ({"steps": [torch.tensor(0)]}, "steps must be one of"),
         ({"steps": [torch.tensor(0.0).half()]}, "steps must be float32 but are torch.float16"),
-        ({"gauges": [torch.zeros(1)]}, r"gauges\[0\] must have 4 elements but has 1"),
+        ({"gauges": [torch.zeros(1)]}, r"gauges\[0\] must have 5 elements but has 1"),
         ({"controllers": [torch.zeros(4)]}, r"controllers\[0\] must have 6 elements but has 4"),
         ({"controllers": None}, "controllers must be given where units > 0, which is 3"),
         ({"gauges": []}, "gauges must be 1 tensors but are 0"),
@@ -282,10 +285,10 @@ def test_tensors_may_be_moved_in_any_order(level):
 )
 def test_what_the_control_cannot_read_is_refused(change, message):
     arguments = {
-        "survey": torch.zeros(1, 6),
+        "survey": torch.zeros(1, 8),
         "facts": torch.ones(5, 1),
         "steps": [torch.tensor(0.0)],
-        "gauges": [torch.zeros(4)],
+        "gauges": [torch.zeros(5)],
         "controllers": [torch.zeros(6)],
         "weights": torch.zeros(kernels.default_weight_count(3, 4)),
     }
@@ -295,12 +298,12 @@ def test_what_the_control_cannot_read_is_refused(change, message):
 
 
 def test_which_tensors_are_finite_must_lie_side_by_side():
-    gauges, steps = [torch.zeros(4), torch.zeros(4)], [torch.tensor(0.0), torch.tensor(0.0)]
+    gauges, steps = [torch.zeros(5), torch.zeros(5)], [torch.tensor(0.0), torch.tensor(0.0)]
     finite = torch.tensor([True, False, True, False])[::2]
     weights = torch.zeros(kernels.default_weight_count(0, 0))
     with pytest.raises(ValueError, match=r"finite must be contiguous .* strides \(2,\)"):
         kernels.default_control_(
-            torch.zeros(2, 6), torch.ones(5, 2), steps, gauges, None, weights,
+            torch.zeros(2, 8), torch.ones(5, 2), steps, gauges, None, weights,
             units=0, hidden=0, finite=finite,
         )  # fmt: skip
 

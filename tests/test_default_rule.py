@@ -10,7 +10,7 @@ import torch
 from small_training import awake, loaded, make, parameters, randn, snapshot
 from torch import Tensor, nn
 
-from learned_optim import LoadedRule
+from learned_optim import LearnedOptimizer, LoadedRule
 from learned_optim.bases import PERIOD, RIDGE
 from learned_optim.matrices import QUINTICS, as_matrix
 from learned_optim.meta_training.baseline import loss_curve
@@ -22,7 +22,7 @@ from learned_optim.meta_training.unroll import (
     make_clock,
 )
 from learned_optim.rules import Clock, Coordinates, Default, hand
-from learned_optim.rules.default import CLIP, FACTS, LARGEST
+from learned_optim.rules.default import CLIP, FACTS, LARGEST, OWED
 from learned_optim.rules.feedback import FASTEST, SLOWEST, Feedback, feedback, repaid
 from learned_optim.rules.hand import HAND, HAND_SCALE
 from learned_optim.tasks import Quadratic
@@ -77,6 +77,7 @@ class Heard:
     pace: float = 0.0
     agreement: float = 0.0
     scale: float = 0.0
+    outlook: float = 0.0
 
     def hear(
         self,
@@ -86,24 +87,37 @@ class Heard:
         step: int,
         total_steps: int | None,
         scale: float,
+        downhill: float,
     ) -> None:
-        """The gradient of step number `step`, the momentum before it, the mean square with it."""
+        """The gradient of step number `step`, the momentum before it, the mean square with it.
+
+        `downhill` is `cosine` of what is owed and minus the gradient.
+        """
         if not grad.any() or not m.any():
             return
-        cosine = torch.cosine_similarity(grad.flatten(), m.flatten(), dim=0).item()
-        self.agreement = 0.9 * self.agreement + 0.1 * cosine
+        turned = cosine(grad, m)
+        self.agreement = 0.9 * self.agreement + 0.1 * turned
+        self.outlook = 0.95 * self.outlook + 0.05 * downhill
         off = self.agreement - 0.1 * HAND["aim"][0 if total_steps is None else 1]
         band = math.exp(HAND["log_band"][0])
+        share = min(max(-self.outlook / 0.03, 0.0), 1.0)
         beyond = math.copysign(max(abs(off) - band, 0.0), off)
+        if off < 0:
+            beyond = share * beyond + (1 - share) * min(self.agreement + 0.65, 0.0)
         grown = math.log(max(1.0, scale / (self.scale or scale)))
         if self.pace > math.log(2):
             self.pace = max(math.log(2), self.pace - grown)
         self.scale = scale
         rate = math.exp(HAND["log_rate"][0 if grad.dim() > 1 else 1]) * min(1.0, step / 100)
         rate *= 1.0 if total_steps is None else max(0.0, 1 - step / total_steps)
-        away = cosine < -0.5 and grad.square().mean() > 9 * v_hat.mean()
+        away = turned < -0.5 and grad.square().mean() > 9 * v_hat.mean()
         moved = -HAND["brake"][0] if away else rate * beyond
         self.pace = min(max(self.pace + moved, SLOWEST), FASTEST)
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """0 if one is zero."""
+    return torch.cosine_similarity(a.flatten(), b.flatten(), dim=0, eps=1e-30).item()
 
 
 class Seen:
@@ -189,6 +203,7 @@ def hand_steps(param: Tensor, grads: list[Tensor], total_steps: int | None) -> T
         if short > 1 and long <= 5 * short:
             seen, dead = Seen(*as_matrix(tuple(param.shape))), 900 * 1e-12
     for k, grad in enumerate(grads, start=1):
+        downhill = -cosine(grad, whole - mean)
         if seen is not None:
             grad, m = (x.view(param.shape) for x in seen.see(grad, m, k))
         clip = 1.0
@@ -198,7 +213,7 @@ def hand_steps(param: Tensor, grads: list[Tensor], total_steps: int | None) -> T
             clip = min(1.0, (most / grad.square().mean().sqrt()).item())
         v = beta2 * v + (1 - beta2) * grad**2
         v_hat = v / (1 - beta2**k)
-        heard.hear(grad, m, v_hat, k, total_steps, scale_of(param))
+        heard.hear(grad, m, v_hat, k, total_steps, scale_of(param), downhill)
         m = beta1 * m + (1 - beta1) * clip * grad
         direction = m / (1 - beta1**k) / (v_hat + dead * v_hat.mean()).sqrt()
         length = hand_length(param, k, total_steps) * math.exp(heard.pace)
@@ -236,15 +251,48 @@ def test_as_drawn_it_is_the_hand_rule(total_steps: int | None):
         torch.testing.assert_close(param.detach(), value, rtol=1e-7, atol=5e-8)
 
 
+def downhill(optimizer: LearnedOptimizer, param: Tensor) -> float:
+    """Before a step: `cosine` of what is owed and minus the gradient."""
+    state = optimizer.state.get(param)
+    assert param.grad is not None
+    return -cosine(param.grad, state["moments"][OWED]) if state else 0.0
+
+
+@pytest.mark.parametrize("total_steps", [None, 2000])
+@pytest.mark.parametrize("shape", [(12,), (4, 3)])
+def test_the_pace_falls_only_where_what_is_owed_leads_uphill(shape, total_steps: int | None):
+    """To and fro across a valley; along it first always the same way, then back."""
+    param = nn.Parameter(torch.ones(shape))
+    optimizer = make([param], loaded(RULE), total_steps=total_steps)
+    across = torch.zeros(12)
+    across[:6] = 1.0
+    paces, outlooks = [], []
+    for k in range(450):
+        along = 0.3 * (1 - across) * (1 if k < 150 else -1)
+        param.grad = ((-1) ** k * across + along).view(shape)
+        optimizer.step()
+        param.data.fill_(1.0)
+        _, pace, agreement, _, outlook = optimizer.state[param]["gauge"].tolist()
+        paces.append(pace)
+        outlooks.append(outlook)
+        assert k < 20 or -0.6 < agreement < -0.2  # far below the aim throughout
+    assert paces[149] == pytest.approx(paces[20], abs=1e-6)
+    assert min(outlooks[150:]) < -0.03  # until the way back has made up for the way there
+    assert outlooks[300] > 0
+    assert paces[300] < paces[149] - 0.3
+    assert paces[449] == pytest.approx(paces[300], abs=1e-6)
+
+
 @pytest.mark.parametrize(("turning", "bound"), [(False, FASTEST), (True, SLOWEST)])
 def test_the_pace_rises_while_gradients_agree_and_falls_while_they_turn(
     turning: bool, bound: float
 ):
     param = nn.Parameter(torch.ones(4, 3))
     optimizer = make([param], loaded(RULE))
-    paces = []
+    paces, ways = [], []
     for k in range(1500):
         param.grad = torch.full((4, 3), -1.0 if turning and k % 2 else 1.0)
+        ways.append(downhill(optimizer, param))
         optimizer.step()
         param.data.fill_(1.0)  # what a scale grows by would be repaid
         paces.append(optimizer.state[param]["gauge"][1].item())
@@ -253,7 +301,7 @@ def test_the_pace_rises_while_gradients_agree_and_falls_while_they_turn(
     beta1 = sigmoid(HAND["logit_beta1"][0])
     for k in range(150):
         grad = torch.full((4, 3), -1.0 if turning and k % 2 else 1.0)
-        expected.hear(grad, m, torch.ones(4, 3), k + 1, None, 1.0)
+        expected.hear(grad, m, torch.ones(4, 3), k + 1, None, 1.0, ways[k])
         m = beta1 * m + (1 - beta1) * grad
         assert paces[k] == pytest.approx(expected.pace, abs=1e-5)
     assert paces[-1] == bound
@@ -272,7 +320,7 @@ def test_what_a_tensor_grows_by_is_taken_off_a_high_pace(growth: float):
         scale *= growth if step > 110 else 1.0
         param.data.fill_(scale)
         param.grad = grad
-        expected.hear(grad, m, torch.ones(4, 3), step, None, scale)
+        expected.hear(grad, m, torch.ones(4, 3), step, None, scale, downhill(optimizer, param))
         m = beta1 * m + (1 - beta1) * grad
         optimizer.step()
         paces.append(optimizer.state[param]["gauge"][1].item())
@@ -293,7 +341,7 @@ def test_what_a_tensor_grows_by_is_taken_off_a_high_pace(growth: float):
     ],
 )
 def test_repaying_never_raises_a_pace(pace: float, scale: float, repay: float, expected: float):
-    before = Feedback(torch.tensor([pace]), torch.zeros(1), torch.ones(1))
+    before = Feedback(torch.tensor([pace]), torch.zeros(1), torch.ones(1), torch.zeros(1))
     weights = hand.hand_weights() | {"hand.repay": torch.tensor([repay / HAND_SCALE])}
     found = repaid(before, torch.tensor([scale]), weights)
     torch.testing.assert_close(found, torch.tensor([expected]))
@@ -301,8 +349,8 @@ def test_repaying_never_raises_a_pace(pace: float, scale: float, repay: float, e
 
 @pytest.mark.parametrize(("g2", "m2"), [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)])
 def test_a_gradient_or_a_momentum_of_zero_says_nothing(g2: float, m2: float):
-    before = Feedback(*(torch.tensor([x]) for x in (0.5, 0.8, 2.0)))
-    means = {"g2": g2, "m2": m2, "gm": 0.0, "v": 1.0, "theta2": 1.0}
+    before = Feedback(*(torch.tensor([x]) for x in (0.5, 0.8, 2.0, 0.3)))
+    means = {"g2": g2, "m2": m2, "gm": 0.0, "v": 1.0, "theta2": 1.0, "go": 0.0, "o2": 1.0}
     after = feedback(
         before,
         {key: torch.tensor([value]) for key, value in means.items()},
@@ -328,7 +376,8 @@ def test_a_gradient_that_is_large_and_turns_back_halves_the_pace_at_once(size, b
     for k in range(1, 32):
         param.grad = torch.full((4, 3), 1.0 if k < 31 else size)
         v = beta2 * v + (1 - beta2) * param.grad**2
-        expected.hear(param.grad, m, v / (1 - beta2**k), k, None, scale_of(param.detach()))
+        way = downhill(optimizer, param)
+        expected.hear(param.grad, m, v / (1 - beta2**k), k, None, scale_of(param.detach()), way)
         m = beta1 * m + (1 - beta1) * param.grad
         optimizer.step()
         paces.append(optimizer.state[param]["gauge"][1].item())

@@ -56,14 +56,20 @@ class Case:
         # Gradients of all sizes, and some that are zero.
         grad = self.randn(*lead, n) * 10 ** (-8 * torch.rand(n, generator=self.rng))
         grad[..., ::7] = 0
-        self.coords = Coordinates(grad, self.layout.join(params))
+        # As if gradients were seen in a basis: they lie otherwise to what is owed.
+        plain = self.randn(*lead, n)
+        self.coords = Coordinates(grad, self.layout.join(params), plain=plain)
         state = initial_state(rule, grad, self.layout)
         self.state = {key: state[key] for key in rule.state_spec}  # of bases kernels know nothing
         self.state["moments"][..., 0, :] = 0.3 * grad.flip(-1)
         self.state["moments"][..., 1, :] = grad.square()
+        self.state["moments"][..., 2, :] = 0.1 * self.randn(*lead, n)
         # Paces low and high, and scales that have grown since or shrunk.
         self.state["gauge"][..., 1, :] = self.randn(*lead, len(shapes))
         self.state["gauge"][..., 3, :] = self.randn(*lead, len(shapes)).exp()
+        # And outlooks for which the pace falls at its full rate, at a part of it, and not.
+        self.state["gauge"][..., 2, :] = -0.5
+        self.state["gauge"][..., 4, :] = 0.03 * self.randn(*lead, len(shapes))
         if rule.hidden:
             self.state["cell"] = self.randn(*self.state["cell"].shape).clamp(-0.9, 0.9)
 
@@ -91,7 +97,9 @@ class Case:
     @torch.no_grad()
     def expected(self, step: int, total_steps: int | None = None) -> tuple[Tensor, Tensor, State]:
         """The same by the rule in float64."""
-        coords = Coordinates(self.coords.grad.double(), self.coords.param.double())
+        grad, param, plain = self.coords.grad, self.coords.param, self.coords.plain
+        assert plain is not None
+        coords = Coordinates(grad.double(), param.double(), plain=plain.double())
         state, weights = ({k: v.double() for k, v in x.items()} for x in (self.state, self.weights))
         rule, layout = self.rule, self.layout
         per_tensor, own = (
@@ -223,6 +231,7 @@ def test_threads_do_not_change_a_bit():
         )
         result = kernels.default_step_(
             case.coords.grad,
+            case.coords.grad,
             case.coords.param,
             state,
             flat,
@@ -243,6 +252,7 @@ def test_threads_do_not_change_a_bit():
         ({"sizes": (3, 4)}, r"sizes must add up to 8 but are \[3, 4\]"),
         ({"sizes": (9, -1)}, "sizes must add up to 8"),
         ({"grads": torch.zeros(8)}, r"grads must be \(P, N\)"),
+        ({"plain": torch.zeros(1, 7)}, r"plain must have shape \(1, 8\)"),
         ({"moments": torch.zeros(2, 8)}, r"moments must have shape \(1, 3, 8\)"),
         ({"cell": torch.zeros(1, 4, 8)}, r"cell must have shape \(1, 8, 8\)"),
         ({"controller": torch.zeros(1, 4, 2)}, r"controller must have shape \(1, 6, 2\)"),
@@ -258,11 +268,12 @@ def test_wrong_tensors_are_refused(change, message):
     state = {
         "moments": torch.zeros(1, 3, 8),
         "cell": torch.zeros(1, 8, 8),
-        "gauge": torch.zeros(1, 4, 2),
+        "gauge": torch.zeros(1, 5, 2),
         "controller": torch.zeros(1, 6, 2),
     }
     arguments = {
         "grads": torch.zeros(1, 8),
+        "plain": torch.zeros(1, 8),
         "params": torch.zeros(1, 8),
         "sizes": (5, 3),
         "facts": torch.zeros(5, 2),

@@ -200,6 +200,7 @@ def test_tensors_without_numbers_go_to_the_reference(rule: UpdateRule):
     with FakeTensorMode() as mode:
         for slot in batch.slots:
             slot.param, slot.grad = map(mode.from_tensor, (slot.param, slot.grad))
+            slot.plain = None if slot.plain is None else mode.from_tensor(slot.plain)
             slot.state = {key: mode.from_tensor(value) for key, value in slot.state.items()}
         batch.weights = {key: mode.from_tensor(value) for key, value in batch.weights.items()}
         signals = torch.zeros(len(SIGNALS) if rule is PLAIN else 0, 2)

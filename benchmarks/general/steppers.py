@@ -184,8 +184,9 @@ class Unrolled:
         if self._layout is None:
             self._layout, self._state = layout, initial_state(self._rule, theta, layout)
         clock = make_clock(self._step, None, layout, theta)
-        grad, self._state, found = layout.see(self._rule, layout.join(grads), self._state, clock)
-        coords = Coordinates(grad, theta)
+        plain = layout.join(grads)
+        grad, self._state, found = layout.see(self._rule, plain, self._state, clock)
+        coords = Coordinates(grad, theta, plain=plain)
         of_tensors, of_coordinates = (
             {key: self._state[key] for key in self._rule.keys_per(per)}
             for per in ("tensor", "coordinate")

@@ -14,7 +14,7 @@ Nothing here reads a value back to the host, so nothing waits for a device.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
@@ -37,6 +37,7 @@ class Slot:
     Attributes:
         param: any shape and layout; written in place.
         grad: the same shape, any layout; never written. Seen in the basis, after `first_stage`.
+        plain: the same in no basis; None: `grad` is.
         state: the rule's entries as `UpdateRule.init_state` lays them out; written in place.
         step: `()`, the number of steps taken so far; written in place.
         shape: of the whole tensor, all shards together.
@@ -51,6 +52,7 @@ class Slot:
     shape: tuple[int, ...]
     parts: Parts | None = None
     age: int | None = None
+    plain: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -194,6 +196,13 @@ def facts(batch: Batch) -> Tensor:
     if torch.compiler.is_compiling() or not batch.plain:
         return make()
     return _FACTS.get((rule, shapes, dtype, device), device, make)
+
+
+def plain_grads(slots: Sequence[Slot]) -> list[Tensor] | None:
+    """Their gradients in no basis; None where all are in none as they are."""
+    if not any([slot.plain is not None for slot in slots]):  # noqa: C419 - felt in small steps
+        return None
+    return [slot.grad if slot.plain is None else slot.plain for slot in slots]
 
 
 def moved(batch: Batch, param: Tensor, step: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ class Flat:
     """
 
     grad: Tensor
+    plain: Tensor | None
     param: Tensor
     state: State
     copies: list[tuple[Tensor, Tensor]]
@@ -64,7 +65,8 @@ def flatten(slot: Slot, keys: tuple[str, ...]) -> Flat:
     count = slot.param.numel()
     param = view(slot.param, count)
     state = {key: view(slot.state[key], slot.state[key].shape[0], count) for key in keys}
-    return Flat(slot.grad.reshape(count), param, state, copies)
+    plain = None if slot.plain is None else slot.plain.reshape(count)
+    return Flat(slot.grad.reshape(count), plain, param, state, copies)
 
 
 def stream(lengths: list[int], waits: list[bool], block: int) -> Iterator[list[Piece]]:
@@ -110,9 +112,14 @@ def is_real(coords: Coordinates) -> bool:
 def read(batch: Batch, flat: Flat, piece: Piece) -> tuple[Coordinates, State]:
     """The coordinates of one piece in the compute dtype: views where nothing is to convert."""
     here, dtype = slice(piece.start, piece.stop), batch.compute_dtype
-    grad = flat.grad[here].to(dtype)
+
+    def along(grad: Tensor) -> Tensor:
+        return -grad.to(dtype) if batch.maximize else grad.to(dtype)
+
     state = {key: value[:, here].to(dtype) for key, value in flat.state.items()}
-    return Coordinates(-grad if batch.maximize else grad, flat.param[here].to(dtype)), state
+    plain = None if flat.plain is None else along(flat.plain[here])
+    param = flat.param[here].to(dtype)
+    return Coordinates(along(flat.grad[here]), param, plain=plain), state
 
 
 def stacked(batch: Batch, flats: list[Flat]) -> tuple[Coordinates, State]:
@@ -121,9 +128,14 @@ def stacked(batch: Batch, flats: list[Flat]) -> tuple[Coordinates, State]:
     def join(tensors: list[Tensor]) -> Tensor:
         return torch.stack(tensors).to(batch.compute_dtype)
 
-    grad = join([flat.grad for flat in flats])
+    def along(grads: list[Tensor]) -> Tensor:
+        return -join(grads) if batch.maximize else join(grads)
+
     state = {key: join([flat.state[key] for flat in flats]) for key in flats[0].state}
-    return Coordinates(-grad if batch.maximize else grad, join([f.param for f in flats])), state
+    seen = any(flat.plain is not None for flat in flats)
+    plains = [flat.grad if flat.plain is None else flat.plain for flat in flats]
+    grad, plain = along([flat.grad for flat in flats]), along(plains) if seen else None
+    return Coordinates(grad, join([flat.param for flat in flats]), plain=plain), state
 
 
 def per_coordinate(rows: Tensor, block: list[Piece]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from learned_optim import kernels
 from learned_optim.backends import cpu_matrices
-from learned_optim.backends.base import Batch, facts
+from learned_optim.backends.base import Batch, facts, plain_grads
 from learned_optim.backends.copies import contiguous, mark_written, readable, write_back_
 from learned_optim.backends.last_stage import Unfinished
 from learned_optim.rules.default import OWED, Default
@@ -35,6 +35,7 @@ class Prepared:
         self.params = [slot.param for slot in slots]
         kept = [[slot.state[key] for slot in slots] for key in keys]
         self._entries = [self.params, *kept]
+        plains = plain_grads(slots)
         # Copies stand in for what is not contiguous.
         self.rows = [readable(self.params), *map(contiguous, kept)]
         self.tensors = kernels.DefaultTensors(
@@ -43,6 +44,7 @@ class Prepared:
             self.rows[1],
             self.rows[2] if rule.hidden else None,
             hidden=rule.hidden,
+            plains=None if plains is None else readable(plains),
             maximize=batch.maximize,
         )
 

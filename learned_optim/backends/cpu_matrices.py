@@ -71,7 +71,7 @@ def see_(batch: Batch) -> list[Slot]:
     for entries, copies in zip(kept, rows, strict=True):
         write_back_(entries, copies)
     for slot, one in zip(mine, seen, strict=True):
-        slot.grad = one.view(slot.shape)
+        slot.plain, slot.grad = slot.grad, one.view(slot.shape)
     return others
 
 

@@ -1,7 +1,7 @@
 """The stage of a rule that sees whole gradients, each in a basis of its own: before all others.
 
-The gradient of a slot is replaced by what is seen of it, and from time to time its basis turns, and
-with it what the state has summed up in there. So the other stages know nothing of bases, but for
+The gradient of a slot is replaced by what is seen of it (and kept as `plain`), and from time to
+time its basis turns, and with it what the state has summed up in there. So the other stages know nothing of bases, but for
 `last_stage`, which takes the steps out of them.
 
 What is seen takes as much memory as the gradient, so the caller hands over batches that hold little
@@ -84,6 +84,10 @@ def see_(batch: Batch, slots: list[Slot]) -> None:
     if len(dtypes) > 1 or dtypes == {torch.float64}:
         for slot in batch.slots:
             slot.grad = slot.grad.to(batch.compute_dtype)
+    # What is seen is in that dtype too.
+    for slot in batch.slots:
+        if slot.plain is not None:
+            slot.plain = slot.plain.to(batch.compute_dtype)
 
 
 def _see_(batch: Batch, slots: list[Slot]) -> None:
@@ -99,7 +103,8 @@ def _see_(batch: Batch, slots: list[Slot]) -> None:
         seen = _turn_(batch, slots, seen, basis, due)
     wholes = seen.reshape(-1, *shape).unbind()
     for slot, whole in zip(slots, wholes, strict=True):
-        slot.grad = whole if slot.parts is None else slot.parts.cut(whole)
+        seen_of = whole if slot.parts is None else slot.parts.cut(whole)
+        slot.plain, slot.grad = slot.grad, seen_of
 
 
 def _turn_(

@@ -45,12 +45,16 @@ class PlannedDefault(Eager):
         """See `Eager.summarize`."""
         if not is_real(coords):
             return super().summarize(batch, coords, state)
-        m, v, _ = state["moments"].unbind()
-        g, theta = self._rows(batch, len(coords.grad))[:2]
+        m, v, owed = state["moments"].unbind()
+        g, x, theirs = self._rows(batch, len(coords.grad))[:3]
         most, dot = limit(g), torch.dot
         torch.clamp(coords.grad, -most, most, out=g)
-        torch.nan_to_num(coords.param, 0.0, 0.0, 0.0, out=theta).clamp_(-most, most)
-        return torch.stack((dot(g, g), v.sum(), dot(m, m), dot(g, m), dot(theta, theta)))
+        torch.nan_to_num(coords.param, 0.0, 0.0, 0.0, out=x).clamp_(-most, most)
+        sums = [dot(g, g), v.sum(), dot(m, m), dot(g, m), dot(x, x)]
+        owed = torch.clamp(owed, -most, most, out=theirs)
+        if coords.plain is not None:
+            torch.clamp(coords.plain, -most, most, out=g)
+        return torch.stack((*sums, dot(g, owed), dot(owed, owed)))
 
     def update(
         self, batch: Batch, coords: Coordinates, state: State, signals: Tensor

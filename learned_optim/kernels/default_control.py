@@ -28,10 +28,10 @@ def default_control_(
     """`Default.control`; counts `steps` up, `gauges` and `controllers` in place.
 
     Args:
-        survey: `(T, 1 + 5)`, of `DefaultTensors`; at least one tensor.
+        survey: `(T, 1 + 7)`, of `DefaultTensors`; at least one tensor.
         facts: `(5, T)`, what `Default.describe` says of the tensors.
         steps: `()` each, float32: steps taken so far.
-        gauges: `(4,)` each, float32: scale at the first step, pace, agreement, scale.
+        gauges: `(5,)` each, float32: scale at the first step, pace, agreement, scale, outlook.
         controllers: `(2 * units,)` each, float32: h then c; None where `units` is 0.
         weights: `(default_weight_count(units, hidden),)`, see `default_step_`.
         units: of the controller.

@@ -13,7 +13,7 @@ from learned_optim.kernels.checks import check_float32, thread_count
 
 # Sizes in rules.default and rules.hand: SUMS, SIGNALS, FACTS, rows of the gauge and of the moments;
 # constants of the hand rule; inputs and outputs of the controller's and of the coordinates' LSTM.
-SUMS, SIGNALS, FACTS, GAUGE = 5, 14, 5, 4
+SUMS, SIGNALS, FACTS, GAUGE = 7, 14, 5, 5
 MOMENTS, HAND = 3, 23
 TELLS, ADVICE = 12, 5
 INPUTS, BENDS = 6, 3
@@ -36,7 +36,7 @@ class DefaultState(NamedTuple):
     Attributes:
         moments: `(P, 3, N)`: m, v and what is owed, which stays as it is.
         cell: `(P, 2 * hidden, N)`: h then c of the coordinates.
-        gauge: `(P, 4, T)`: scale at the first step, pace, agreement, scale.
+        gauge: `(P, 5, T)`: scale at the first step, pace, agreement, scale, outlook.
         controller: `(P, 2 * units, T)`: h then c of the tensors.
     """
 
@@ -48,6 +48,7 @@ class DefaultState(NamedTuple):
 
 def default_step_(
     grads: Tensor,
+    plain: Tensor,
     params: Tensor,
     state: DefaultState,
     weights: Tensor,
@@ -65,7 +66,8 @@ def default_step_(
     Sums are added up in float32 over at most 128 numbers a lane, then in float64 in a fixed order.
 
     Args:
-        grads: `(P, N)`.
+        grads: `(P, N)`, as the rule sees them.
+        plain: `(P, N)`, the same in no basis.
         params: `(P, N)`.
         state: overwritten.
         weights: `(P, default_weight_count(units, hidden))`, in the order of
@@ -85,7 +87,7 @@ def default_step_(
         ValueError: for a wrong shape, dtype, device, layout or number.
         native.Unavailable: where the kernels are not built.
     """
-    _check(grads, params, state, weights, sizes, units, hidden)
+    _check(grads, plain, params, state, weights, sizes, units, hidden)
     runs, tensors = grads.shape[0], len(sizes)
     check_float32("facts", facts, (FACTS, tensors))
     check_float32("step", step, (tensors,))
@@ -114,6 +116,7 @@ def default_step_(
     arguments = structs.DefaultRunsArguments(
         sizes=sizes_array.data_ptr(),
         grads=grads.data_ptr(),
+        plain=plain.data_ptr(),
         params=params.data_ptr(),
         moments=state.moments.data_ptr(),
         cell=state.cell.data_ptr(),
@@ -127,6 +130,7 @@ def default_step_(
 
 def _check(
     grads: Tensor,
+    plain: Tensor,
     params: Tensor,
     state: DefaultState,
     weights: Tensor,
@@ -143,6 +147,7 @@ def _check(
     if sum(sizes) != coordinates or any(size < 0 for size in sizes):
         raise ValueError(f"sizes must add up to {coordinates} but are {list(sizes)}")
     check_float32("grads", grads, (runs, coordinates))
+    check_float32("plain", plain, (runs, coordinates))
     check_float32("params", params, (runs, coordinates))
     check_float32("moments", state.moments, (runs, MOMENTS, coordinates))
     check_float32("cell", state.cell, (runs, 2 * hidden, coordinates))

@@ -34,10 +34,11 @@ class DefaultTensors:
 
     Args:
         params: any shapes, contiguous, one dtype of `STORAGE` for all.
-        grads: as `params`; their dtype may be another.
+        grads: as `params`, as the rule sees them; their dtype may be another.
         moments: `(3, *param.shape)` each, float32: m, v and what is owed.
         cells: `(2 * hidden, *param.shape)` each, a third dtype; None where `hidden` is 0.
         hidden: H, units of a coordinate's LSTM.
+        plains: as `grads`, in no basis; None: those are.
         maximize: negate the gradients.
         threads: torch's number by default; no result depends on it.
 
@@ -53,6 +54,7 @@ class DefaultTensors:
         cells: Sequence[Tensor] | None,
         *,
         hidden: int,
+        plains: Sequence[Tensor] | None = None,
         maximize: bool = False,
         threads: int | None = None,
     ) -> None:
@@ -62,7 +64,7 @@ class DefaultTensors:
         self._hidden, self._threads = hidden, thread_count(threads)
         self._counts = counts = [param.numel() for param in params]
         # Memory that is pointed to must live.
-        self._held = columns = (grads, params, moments, cells)
+        self._held = columns = (grads, plains or grads, params, moments, cells)
         self._columns = [[*map(Tensor.data_ptr, column)] for column in columns]
         self._options: dict[str, int] = {"maximize": maximize}
         self._all: native.Table | None = None
@@ -73,12 +75,16 @@ class DefaultTensors:
                 "cell_type": storage_type("cells", cells, counts, 2 * hidden) if hidden else 0,
             }
             check_all_float32("moments", moments, [MOMENTS * count for count in counts])
+        if plains and storage_type("plains", plains, counts) != self._options["grad_type"]:
+            raise ValueError(
+                f"plains must be {grads[0].dtype}, as grads, but are {plains[0].dtype}"
+            )
 
     def survey(self) -> Tensor:
         """Whether the gradient holds NaN or infinity, and `Default.summarize`.
 
         Returns:
-            `(T, 1 + 5)`: 1 or 0, then the sums.
+            `(T, 1 + 7)`: 1 or 0, then the sums.
 
         Raises:
             native.Unavailable: where the kernels are not built.

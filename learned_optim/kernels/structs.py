@@ -281,6 +281,7 @@ class DefaultRunsArguments(ctypes.Structure):
     _fields_ = (
         ("sizes", _Pointer),
         ("grads", _Pointer),
+        ("plain", _Pointer),
         ("params", _Pointer),
         ("moments", _Pointer),
         ("cell", _Pointer),

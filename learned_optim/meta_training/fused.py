@@ -98,10 +98,12 @@ def _default_step_(
     sizes: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     grads = _runs(coords.grad, 1)
+    plain = grads if coords.plain is None else _runs(coords.plain, 1)
     cell = rows.get("cell", grads.new_empty(len(grads), 0, grads.shape[1]))
     controller = rows.get("controller", grads.new_empty(len(grads), 0, len(sizes)))
     return kernels.default_step_(
         grads,
+        plain,
         _runs(coords.param, 1),
         kernels.DefaultState(rows["moments"], cell, rows["gauge"], controller),
         _for_each_run(_flatten(rule, weights), coords.grad),

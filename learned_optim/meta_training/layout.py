@@ -62,11 +62,12 @@ class Layout:
         """`rule.summarize` of each tensor, `(*lead, K, T)`."""
         if not rule.summary_size:
             return coords.grad.new_zeros((*coords.grad.shape[:-1], 0, len(self.sizes)))
-        grads, params = (x.split(self.sizes, dim=-1) for x in (coords.grad, coords.param))
+        plain = coords.grad if coords.plain is None else coords.plain
+        columns = [x.split(self.sizes, dim=-1) for x in (coords.grad, coords.param, plain)]
         states = {key: value.split(self.sizes, dim=-1) for key, value in state.items()}
         parts = [
-            rule.summarize(Coordinates(grads[i], params[i]), {k: v[i] for k, v in states.items()})
-            for i in range(len(self.sizes))
+            rule.summarize(Coordinates(g, p, plain=own), {k: v[i] for k, v in states.items()})
+            for i, (g, p, own) in enumerate(zip(*columns, strict=True))
         ]
         return torch.stack(parts, dim=-1)
 

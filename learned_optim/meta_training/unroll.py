@@ -167,7 +167,7 @@ def apply_rule(
     if isinstance(rule, ByLayer):
         return _apply_parts(rule, weights, layout, coords, state, clock)
     grad, state, found = layout.see(rule, coords.grad, state, clock)
-    coords = coords._replace(grad=grad)
+    coords = coords._replace(grad=grad, plain=coords.grad)
     compiled = fused.move(
         rule, weights, coords, state, clock, layout.facts, layout.sizes, consume=consume
     )

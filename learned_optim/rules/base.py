@@ -56,14 +56,16 @@ class Coordinates(NamedTuple):
     """What the coordinates see, `(..., N)` each.
 
     Attributes:
-        grad: the gradient.
+        grad: the gradient, seen in its basis where the rule asks for one (`has_basis`).
         param: the parameter.
         widths: for meta-training alone, see `features.log_sign`; it changes no value.
+        plain: for `summarize` alone, the gradient in no basis; None: `grad` is.
     """
 
     grad: Tensor
     param: Tensor
     widths: Tensor | None = None
+    plain: Tensor | None = None
 
 
 class Clock(NamedTuple):
@@ -228,8 +230,8 @@ class UpdateRule(ABC):
     def has_basis(self, shape: tuple[int, ...]) -> bool:
         """Whether gradients of this shape are seen in a basis of their own; none by default.
 
-        Then `summarize` and `update` have the gradient in there, beside the parameter as it is, and
-        the step that they give is in there too.
+        Then `summarize` and `update` have the gradient in there, beside the parameter as it is
+        (and `summarize` the gradient as it is), and the step that they give is in there too.
         """
         return False
 

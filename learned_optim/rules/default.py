@@ -60,7 +60,8 @@ from learned_optim.rules.hand import (
 )
 from learned_optim.rules.ranges import bounded, tiny
 
-SUMS: tuple[str, ...] = ("g2", "v", "m2", "gm", "theta2")  # of products, over the coordinates
+# Of products, over the coordinates; o is what is owed.
+SUMS: tuple[str, ...] = ("g2", "v", "m2", "gm", "theta2", "go", "o2")
 FACTS: tuple[str, ...] = ("is_matrix", "fan_in", "fan_out", "count", "has_basis")
 SIGNALS: tuple[str, ...] = (
     "beta1", "beta2",
@@ -126,7 +127,7 @@ class Default(UpdateRule):
         Halves are enough for the cell: its h is below 1, and its c, which moves by at most 1 a
         step, cannot leave their range: from 2048 on, adding 1 rounds back.
         """
-        spec = {"moments": StateSpec(3), "gauge": StateSpec(4, "tensor")}
+        spec = {"moments": StateSpec(3), "gauge": StateSpec(5, "tensor")}
         if self.hidden:
             spec["cell"] = StateSpec(2 * self.hidden, dtype=torch.float16)
         if self.controller:
@@ -190,12 +191,15 @@ class Default(UpdateRule):
 
     def summarize(self, coords: Coordinates, state: State) -> Tensor:
         """`SUMS` over the coordinates."""
-        m, v, _ = state["moments"].unbind(-2)
-        g = bounded(coords.grad)
+        m, v, owed = state["moments"].unbind(-2)
+        g, owed = bounded(coords.grad), bounded(owed)
+        # What is owed is in no basis.
+        plain = g if coords.plain is None else bounded(coords.plain)
         # A coordinate that is no number must not be the measure of all others.
         theta = bounded(coords.param.nan_to_num(0.0, 0.0, 0.0))
         dot = torch.linalg.vecdot
-        return torch.stack((dot(g, g), v.sum(-1), dot(m, m), dot(g, m), dot(theta, theta)), dim=-1)
+        squares = dot(g, g), v.sum(-1), dot(m, m), dot(g, m), dot(theta, theta)
+        return torch.stack((*squares, dot(plain, owed), dot(owed, owed)), dim=-1)
 
     def control(
         self, sums: Tensor, facts: Tensor, state: State, clock: Clock, weights: Weights

@@ -14,6 +14,12 @@ a short run that was told so it comes sooner: first steps that undo what a netwo
 network of sines does not bear, show in gradients that grow while they do not agree, and there is no
 time to make them good.
 
+That gradients turn against the momentum is not yet a reason to go slower. Across a narrow valley
+they do at any pace, as steps are as long whatever the gradients are, while the way along it is as
+far as before. Which of the two it is, what is owed of the steps so far knows (`deferral`): it is
+their sum over a long time, in which what goes to and fro cancels. Where it still leads downhill the
+pace stays; where gradients point against it, the tensor has gone too far as a whole.
+
 Steps are a share of a tensor's scale. One that starts too small, such as a table of embeddings
 drawn near zero, asks for a high pace until it has grown; then steps are as many times too long,
 and amid noise no gradient says so, while the tensor grows by its own steps. So what a scale grows
@@ -38,6 +44,10 @@ from learned_optim.rules.ranges import tiny
 # as fast. Twice as fast is common, and not repaid.
 SLOWEST, FASTEST, COMMON = -4.0, 2.5, math.log(2)
 SMOOTH = 10.0  # steps that the agreement is averaged over
+# Steps that the outlook is averaged over; the cosine against what is owed that lets the pace fall
+# at its full rate; and the agreement below which it falls in any case: so small a tensor that it
+# has but one way to go to and fro.
+FAR_SMOOTH, UPHILL, FAR_AGAINST = 20.0, 0.03, -0.65
 SETTLED = 100.0  # steps until the pace changes at its full rate
 # Steps run away where a gradient points against the momentum, the cosine below this, and its mean
 # square is so many times the running mean.
@@ -55,11 +65,13 @@ class Feedback(NamedTuple):
         pace: log of the factor on the length.
         agreement: mean over about `SMOOTH` steps of `agreement`.
         scale: of the tensor, that its length is relative to.
+        outlook: mean over about `FAR_SMOOTH` steps of `outlook`.
     """
 
     pace: Tensor
     agreement: Tensor
     scale: Tensor
+    outlook: Tensor
 
 
 def agreement(means: Mapping[str, Tensor]) -> Tensor:
@@ -70,6 +82,16 @@ def agreement(means: Mapping[str, Tensor]) -> Tensor:
     """
     least = tiny(means["g2"])
     return means["gm"] / ((means["g2"] + least).sqrt() * (means["m2"] + least).sqrt())
+
+
+def outlook(means: Mapping[str, Tensor]) -> Tensor:
+    """Cosine of the angle between what is owed and the way downhill; 0 if one is zero.
+
+    Args:
+        means: see `agreement`; `go` and `o2` are the products with what is owed.
+    """
+    least = tiny(means["g2"])
+    return -means["go"] / ((means["g2"] + least).sqrt() * (means["o2"] + least).sqrt())
 
 
 def runs_away(means: Mapping[str, Tensor], mean_v: Tensor) -> Tensor:
@@ -130,12 +152,15 @@ def feedback(
         weights: the constants.
     """
     mean = before.agreement + (agreement(means) - before.agreement) / SMOOTH
+    ahead = before.outlook + (outlook(means) - before.outlook) / FAR_SMOOTH
     aim, known = (0.1 * constant(weights, "aim")).split(1, dim=-1)
     settled = (clock.step / SETTLED).clamp_max(1)
     if clock.total_steps is not None:
         aim, settled = known, settled * (1 - clock.step / clock.total_steps).clamp_min(0)
     off, band = mean - aim - more_aim, constant(weights, "log_band").exp()
-    beyond = off - torch.minimum(torch.maximum(off, -band), band)
+    uphill = (-ahead / UPHILL).clamp(0, 1)
+    below = uphill * (off + band).clamp_max(0) + (1 - uphill) * (mean - FAR_AGAINST).clamp_max(0)
+    beyond = (off - band).clamp_min(0) + below
     rate = by_kind(constant(weights, "log_rate"), facts).exp() * settled
     moved, brake = rate * beyond, constant(weights, "brake")
     if clock.total_steps is not None:
@@ -143,8 +168,7 @@ def feedback(
         moved = torch.where(share > 0, -share * brake, moved)
     moved = torch.where(runs_away(means, mean_v), -brake, moved)
     pace = (repaid(before, scale, weights) + moved).clamp(SLOWEST, FASTEST)
+    now = pace, mean, scale, ahead
     # A gradient or a momentum of zero says nothing.
     speaks = (means["g2"] > 0) & (means["m2"] > 0)
-    return Feedback(
-        *(torch.where(speaks, *pair) for pair in zip((pace, mean, scale), before, strict=True))
-    )
+    return Feedback(*(torch.where(speaks, *pair) for pair in zip(now, before, strict=True)))

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from learned_optim.backends.base import Backend, Batch
+from learned_optim.backends.base import Backend, Batch, plain_grads
 from learned_optim.backends.copies import mark_written
 from learned_optim.backends.eager import Eager
 from learned_optim.backends.kept import capturing
@@ -101,11 +101,12 @@ class Triton(Backend):
             return self._eager.survey(batch)
         grads, params = entries(batch)[:2]
         moments = entries(batch)[2] if batch.rule.summary_size else []
+        plains = plain_grads(batch.slots) or grads
         if torch.compiler.is_compiling():
-            return ops.survey(grads, params, moments, batch.maximize)
+            return ops.survey(grads, plains, params, moments, batch.maximize)
         from learned_optim.backends.triton import launch
 
-        return launch.survey(grads, params, moments, batch.maximize)
+        return launch.survey(grads, plains, params, moments, batch.maximize)
 
     def broken(self, batch: Batch) -> Tensor:
         """See `Backend.broken`."""
@@ -155,7 +156,8 @@ def cannot_launch(device: torch.device) -> str | None:
     try:
         from learned_optim.backends.triton import launch
 
-        launch.survey([torch.zeros(2, device=device)], [torch.zeros(2, device=device)], [], False)
+        some = [torch.zeros(2, device=device)]
+        launch.survey(some, some, some, [], False)
     except Exception as error:  # of a compiler, of the driver, of a broken installation
         first = str(error).partition("\n")[0]
         return f"triton cannot launch a kernel here ({type(error).__name__}: {first})"

@@ -46,8 +46,9 @@ def survey(
     if SUMS:
         param_at = address(tensors, tensor, PARAM, ALIGNED)
         moments_at = address(tensors + stride, tensor, MOMENTS, ALIGNED)
+        plain_at = address(tensors + 2 * stride, tensor, GRAD, ALIGNED)
         g2, v1, m2 = broken, broken, broken
-        gm, p2 = broken, broken
+        gm, p2, go, o2 = broken, broken, broken, broken
     for piece in tl.static_range(BLOCK // TILE):
         at = first + piece * TILE + tl.arange(0, TILE)
         inside = at < count
@@ -60,6 +61,9 @@ def survey(
             m = tl.load(moments_at + at, mask=inside, other=0.0)
             v1 += tl.load(moments_at + count + at, mask=inside, other=0.0)
             g2, m2, gm, p2 = g2 + g * g, m2 + m * m, gm + g * m, p2 + p * p
+            o = clamp(tl.load(moments_at + 2 * count + at, mask=inside, other=0.0), 1e14)
+            g = clamp(sign * tl.load(plain_at + at, mask=inside, other=0.0).to(tl.float32), 1e14)
+            go, o2 = go + g * o, o2 + o * o
     out = partials + (tl.program_id(0) + start) * COLUMNS
     tl.store(out, total(broken, 0))
     if SUMS:
@@ -68,6 +72,8 @@ def survey(
         tl.store(out + 3, total(m2, 0))
         tl.store(out + 4, total(gm, 0))
         tl.store(out + 5, total(p2, 0))
+        tl.store(out + 6, total(go, 0))
+        tl.store(out + 7, total(o2, 0))
 
 
 @triton.jit

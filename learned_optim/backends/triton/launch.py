@@ -146,18 +146,21 @@ def _aligned(tensors: Sequence[Tensor]) -> bool:
 
 def survey(
     grads: Sequence[Tensor],
+    plains: Sequence[Tensor],
     params: Sequence[Tensor],
     moments: Sequence[Tensor],
     maximize: bool,
 ) -> Tensor:
     """`(T, 1 + K)` float32: 1 where a gradient is not finite; with moments also `default`'s sums.
 
+    `plains` are the gradients in no basis, in one dtype with them.
+
     Two kernels: sums over blocks, and sums over those in a fixed order, so that the result is the
     same every time.
     """
     flat = readable(grads)
     # Without sums the gradients are all that is read.
-    entries = [readable(params), readable(moments)] if moments else [flat]
+    entries = [*map(readable, (params, moments, plains))] if moments else [flat]
     launch = Launch(flat, entries, SURVEY_BLOCK)
     width = 1 + (len(default.SUMS) if moments else 0)
     rows = torch.empty(len(grads), width, dtype=torch.float32, device=launch.device)

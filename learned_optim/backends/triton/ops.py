@@ -19,11 +19,15 @@ _GROUP = "Tensor? finite, float lr, Tensor? lr_tensor, float decay, bool maximiz
 
 
 def _survey(
-    grads: Sequence[Tensor], params: Sequence[Tensor], moments: Sequence[Tensor], maximize: bool
+    grads: Sequence[Tensor],
+    plains: Sequence[Tensor],
+    params: Sequence[Tensor],
+    moments: Sequence[Tensor],
+    maximize: bool,
 ) -> Tensor:
     from learned_optim.backends.triton import launch
 
-    return launch.survey(grads, params, moments, maximize)
+    return launch.survey(grads, plains, params, moments, maximize)
 
 
 survey = torch.library.custom_op(
@@ -31,13 +35,20 @@ survey = torch.library.custom_op(
     _survey,
     **_TAGS,
     mutates_args=(),
-    schema="(Tensor[] grads, Tensor[] params, Tensor[] moments, bool maximize) -> Tensor",
+    schema=(
+        "(Tensor[] grads, Tensor[] plains, Tensor[] params, Tensor[] moments, bool maximize)"
+        " -> Tensor"
+    ),
 )
 
 
 @survey.register_fake
 def _(
-    grads: Sequence[Tensor], params: Sequence[Tensor], moments: Sequence[Tensor], maximize: bool
+    grads: Sequence[Tensor],
+    plains: Sequence[Tensor],
+    params: Sequence[Tensor],
+    moments: Sequence[Tensor],
+    maximize: bool,
 ) -> Tensor:
     from learned_optim.rules.default import SUMS
 

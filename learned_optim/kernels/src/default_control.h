@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr int TELLS = 12, ADVICE = 5, FACTS = 5, GAUGE = 4;
+constexpr int TELLS = 12, ADVICE = 5, FACTS = 5, GAUGE = 5;
 constexpr float TINY = 1e-30f, LOUDEST = 2.0f, AIM = 0.2f, LN_2 = 0.693147181f;
 
 // The constants of the hand rule, as the caller's flat weights begin.
@@ -33,6 +33,7 @@ constexpr float HAND_SCALE = 5.0f;
 constexpr float LONG = 1000.0f, LONG_POWER = 0.5f;
 constexpr float RISING = 0.1f, SHORT = 300.0f, SHORTEST = 5.0f, BRIEF = 100.0f;
 constexpr float SLOWEST = -4.0f, FASTEST = 2.5f, COMMON = LN_2, SMOOTH = 10.0f, SETTLED = 100.0f;
+constexpr float FAR_SMOOTH = 20.0f, UPHILL = 0.03f, FAR_AGAINST = -0.65f;
 constexpr float AGAINST = -0.5f, LARGE = 9.0f, FAINT = 1e-7f;
 constexpr float SHORT_RUN = 200.0f, FIRST = 10.0f, FIRST_AGAINST = 0.1f, FIRST_LARGE = 6.0f;
 
@@ -57,7 +58,7 @@ INLINE vf vpower(vf x, float p) { return exp2_clamped(log_normal(x) * (LOG2_E * 
 
 // One vector of tensors.
 struct Means {
-  vf g2, v, m2, gm, theta2;
+  vf g2, v, m2, gm, theta2, go, o2;
 };
 
 struct Facts {
@@ -104,6 +105,10 @@ INLINE vf agreement(const Means& means) {
   return means.gm / (vroot(means.g2 + TINY) * vroot(means.m2 + TINY));
 }
 
+INLINE vf outlook(const Means& means) {
+  return -means.go / (vroot(means.g2 + TINY) * vroot(means.o2 + TINY));
+}
+
 // The factor on the gradient that the momentum sees.
 INLINE vf clipping(const Hand& hand, const Means& means, const Time& time, vf before) {
   vf ratio = before * expf(2 * hand.log_clip) / vmax(means.g2, set1(TINY));
@@ -140,7 +145,7 @@ struct ControlTile {
   float* sums;    // DEFAULT_SUMS rows
   float* facts;   // FACTS rows
   float *step, *total;
-  float* gauge;   // GAUGE rows: scale at the first step, pace, agreement, scale
+  float* gauge;   // GAUGE rows: scale at the first step, pace, agreement, scale, outlook
   float *cell, *h;  // of the controller: 2 C rows before -> after, C rows of scratch
   float *x, *advice;
   float* signals;  // SIGNALS rows
@@ -166,7 +171,8 @@ inline void read_means(const ControlTile& tile, int i, Means* means, Facts* fact
   vf* of_facts[] = {&facts->is_matrix, &facts->fan_in, &facts->fan_out, &facts->count,
                     &facts->has_basis};
   for (int k = 0; k < FACTS; k++) *of_facts[k] = load(tile.facts + k * TV + i * W);
-  vf* of_means[] = {&means->g2, &means->v, &means->m2, &means->gm, &means->theta2};
+  vf* of_means[] = {&means->g2, &means->v, &means->m2, &means->gm, &means->theta2,
+                    &means->go, &means->o2};
   for (int k = 0; k < DEFAULT_SUMS; k++)
     *of_means[k] = load(tile.sums + k * TV + i * W) / facts->count;
 }
@@ -216,16 +222,25 @@ INLINE vf repaid(const Hand& hand, const Scales& s, vf pace, vf last) {
   return pace > common ? vmax(common, pace - fmaxf(hand.repay, 0.0f) * grown) : pace;
 }
 
-// Pace, mean agreement and scale, rows of TV, from those of the step before; returns the pace.
+// How far beyond the band around the aim the agreement is, as far as the pace should answer.
+INLINE vf beyond_aim(vf agreed, vf aim, vf ahead, vf band) {
+  const vf zero = {}, off = agreed - aim, uphill = clamp(ahead * (-1 / UPHILL), 0, 1);
+  const vf below = uphill * vmin(off + band, zero);
+  return vmax(off - band, zero) + below + (1.0f - uphill) * vmin(agreed - FAR_AGAINST, zero);
+}
+
+// Rows of TV from those of the step before: pace, mean agreement, scale and outlook; returns the pace.
 INLINE vf feed_back(const Hand& hand, const Means& means, const Facts& facts, const Time& time,
-                    const Scales& s, vf more_aim, float* pace, float* agreed, float* scale) {
+                    const Scales& s, vf more_aim, float* pace) {
+  float *agreed = pace + TV, *scale = agreed + TV, *outlooks = scale + TV;
   const vf zero = {}, one = set1(1.0f), band = set1(expf(hand.log_band));
   vf before = load(pace), mean = load(agreed), cosine = agreement(means);
   mean += (cosine - mean) * (1 / SMOOTH);
   vf settled = vmin(time.step * (1 / SETTLED), one);
   if (time.known) settled *= vmax(one - time.step / time.total, zero);
-  vf off = mean - 0.1f * hand.aim[time.known ? 1 : 0] - AIM * tanh(more_aim);
-  vf beyond = off - vmin(vmax(off, -band), band);
+  const vf last = load(outlooks), ahead = last + (outlook(means) - last) * (1 / FAR_SMOOTH);
+  const vf aim = 0.1f * hand.aim[time.known ? 1 : 0] + AIM * tanh(more_aim);
+  const vf beyond = beyond_aim(mean, aim, ahead, band);
   const auto away = (cosine < set1(AGAINST)) & (means.g2 > LARGE * s.mean_v);
   vf change = vexp(by_kind(facts, hand.log_rate)) * settled * beyond;
   if (time.known) {
@@ -242,6 +257,7 @@ INLINE vf feed_back(const Hand& hand, const Means& means, const Facts& facts, co
   store(pace, moved);
   store(agreed, speaks ? mean : load(agreed));
   store(scale, speaks ? s.scale : load(scale));
+  store(outlooks, speaks ? ahead : last);
   return moved;
 }
 
@@ -249,8 +265,7 @@ INLINE void write_signals(const Hand& hand, const Means& means, const Facts& fac
                           const Time& time, const Scales& s, const float* advice, float* gauge,
                           float* to) {
   vf schedule = hand_schedule(hand, time);
-  vf paced = feed_back(hand, means, facts, time, s, load(advice + 2 * TV), gauge + TV,
-                       gauge + 2 * TV, gauge + 3 * TV);
+  vf paced = feed_back(hand, means, facts, time, s, load(advice + 2 * TV), gauge + TV);
   vf length = vexp(by_kind(facts, hand.log_step)) * schedule * s.scale;
   vf per_root = reciprocal_root(vmax(set1(TINY), s.mean_v));
   per_root *= 1.0f - facts.has_basis * (1.0f - 1.0f / SEEN_DEAD);

@@ -41,9 +41,8 @@ INLINE bool is_straight(const DefaultArguments& a) {
   return a.grad_type == FLOAT32 && a.param_type == FLOAT32 && !a.maximize;
 }
 
-INLINE void read_grad(const DefaultArguments& a, const DefaultTensor& t, long at, int length,
-                      float* to) {
-  read_row(a.grad_type, (const char*)t.grad + at * size_of(a.grad_type), length, to);
+INLINE void read_grad(const DefaultArguments& a, const void* grad, long at, int length, float* to) {
+  read_row(a.grad_type, (const char*)grad + at * size_of(a.grad_type), length, to);
   if (a.maximize)
     for (int v = 0; v < V; v++) store(to + v * W, -load(to + v * W));
 }
@@ -57,5 +56,7 @@ INLINE void read_moments(const DefaultTensor& t, long at, int length, float* m, 
   read_row(FLOAT32, (const char*)(t.moments + at), length, m);
   read_row(FLOAT32, (const char*)(t.moments + t.stride + at), length, v);
 }
+
+INLINE float* owed_at(const DefaultTensor& t, long at) { return t.moments + 2 * t.stride + at; }
 
 }  // namespace

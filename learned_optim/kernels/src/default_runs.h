@@ -14,6 +14,7 @@ inline void lay_out_runs(const DefaultControlArguments* c, const DefaultRunsArgu
     long at = 0;
     for (long i = 0; i < c->tensors; at += a->sizes[i++], tensors++)
       *tensors = {a->grads + r * n + at,
+                  a->plain + r * n + at,
                   (void*)(a->params + r * n + at),
                   a->moments + 3 * r * n + at,
                   a->cell + 2L * c->hidden * r * n + at,

@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr int DEFAULT_SUMS = 5;  // g2, v, m2, gm, theta2
+constexpr int DEFAULT_SUMS = 7;  // g2, v, m2, gm, theta2, go, o2
 constexpr int SURVEY = 1 + DEFAULT_SUMS;
 
 struct DefaultSurvey {
@@ -25,23 +25,28 @@ inline void survey_piece(void* context, long index, void*) {
   for (int done = 0; done < piece.length; done += TV) {
     const int length = piece.length - done < TV ? piece.length - done : TV;
     const long at = piece.start + done;
-    float copies[4][TV];
-    const float *grads = copies[0], *params = copies[1], *ms = copies[2], *vs = copies[3];
+    float copies[6][TV];
+    const float *grads = copies[0], *params = copies[1], *ms = copies[2], *vs = copies[3],
+                *owed = copies[4], *plain = copies[5];
     if (straight && length == TV) {
       grads = (const float*)tensor.grad + at;
       params = (const float*)tensor.param + at;
       ms = tensor.moments + at;
       vs = ms + tensor.stride;
+      owed = owed_at(tensor, at);
+      plain = (const float*)tensor.plain + at;
     } else {
-      read_grad(a, tensor, at, length, copies[0]);
+      read_grad(a, tensor.grad, at, length, copies[0]);
+      read_grad(a, tensor.plain, at, length, copies[5]);
       read_param(a, tensor, at, length, copies[1]);
       read_moments(tensor, at, length, copies[2], copies[3]);
+      read_row(FLOAT32, (const char*)owed_at(tensor, at), length, copies[4]);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < V; i++) {
       vf g = load(grads + i * W), theta = load(params + i * W);
       theta = not_finite(theta) ? vf{} : square_safe(theta);
-      vf m = load(ms + i * W), v = load(vs + i * W);
+      vf m = load(ms + i * W), v = load(vs + i * W), o = square_safe(load(owed + i * W));
       bad |= not_finite(g);
       g = square_safe(g);
       sums[0][i] += g * g;
@@ -49,6 +54,8 @@ inline void survey_piece(void* context, long index, void*) {
       sums[2][i] += m * m;
       sums[3][i] += g * m;
       sums[4][i] += theta * theta;
+      sums[5][i] += square_safe(load(plain + i * W)) * o;
+      sums[6][i] += o * o;
     }
   }
   double* to = job.found + index * SURVEY;

@@ -37,11 +37,9 @@ INLINE const char* cell_at(const DefaultArguments& a, const DefaultTensor& t, lo
   return (const char*)t.cell + (row * t.stride + at) * size_of(a.cell_type);
 }
 
-INLINE float* owed_at(const DefaultTensor& t, long at) { return t.moments + 2 * t.stride + at; }
-
 INLINE void read_tile(const DefaultArguments& a, const DefaultTensor& t, long at, int length,
                       int hidden, const DefaultTile& tile) {
-  read_grad(a, t, at, length, tile.grad);
+  read_grad(a, t.grad, at, length, tile.grad);
   read_param(a, t, at, length, tile.param);
   read_moments(t, at, length, tile.m, tile.v);
   if (!t.out) read_row(FLOAT32, (const char*)owed_at(t, at), length, tile.owed);

@@ -147,7 +147,7 @@ struct CountArguments {
 // lie `stride` numbers apart. The whole step goes to `out`; where that is null, `param` is moved by
 // what is due now, and the third row of the moments with it.
 struct DefaultTensor {
-  const void* grad;
+  const void *grad, *plain;  // as the rule sees it, and in no basis; one where it has none
   void* param;
   float* moments;
   void* cell;
@@ -162,14 +162,14 @@ struct DefaultArguments {
   int64_t count, rules, weights_stride;
   const DefaultTensor* tensors;
   const float *weights, *signals;  // of the coordinates' LSTM and head
-  float* survey;                   // (count, 6): is the gradient not finite, then the rule's sums
+  float* survey;                   // (count, 8): is the gradient not finite, then the rule's sums
   float lr, keep;
   int32_t hidden, maximize, guard, param_type, grad_type, cell_type, threads;
 };
 
-// What the rule `default` does once a tensor: from surveys (rules, tensors, 6), facts (5, tensors),
+// What the rule `default` does once a tensor: from surveys (rules, tensors, 8), facts (5, tensors),
 // steps and horizons (tensors; null: unknown) to signals (rules, M, tensors); gauge
-// (rules, 3, tensors) and cell (rules, 2 * units, tensors) in place.
+// (rules, 5, tensors) and cell (rules, 2 * units, tensors) in place.
 struct DefaultControlArguments {
   int64_t rules, tensors;
   const float *weights, *facts, *step, *total;  // all of the rule's weights, flat
@@ -178,7 +178,7 @@ struct DefaultControlArguments {
 };
 
 // What each tensor of an optimizer keeps under the rule `default`, in place of `step`, `gauge` and
-// `cell` above: the number of its steps, its (4) of the gauge, the controller's (2 * units).
+// `cell` above: the number of its steps, its (5) of the gauge, the controller's (2 * units).
 // Where `finite` (null: everywhere) is 0, a tensor's stay as they are.
 struct DefaultKeptArguments {
   float *const *steps, *const *gauges, *const *cells;
@@ -189,7 +189,7 @@ struct DefaultKeptArguments {
 // gradients, parameters and steps, (rules, 3, N) moments, (rules, 2 H, N) cell, all float32.
 struct DefaultRunsArguments {
   const int64_t* sizes;
-  const float *grads, *params;
+  const float *grads, *plain, *params;
   float *moments, *cell, *steps;
   int64_t coordinates;
   int32_t threads;
