@@ -279,7 +279,7 @@ def test_the_pace_falls_only_where_what_is_owed_leads_uphill(shape, total_steps:
     assert paces[149] == pytest.approx(paces[20], abs=1e-6)
     assert min(outlooks[150:]) < -0.03  # until the way back has made up for the way there
     assert outlooks[300] > 0
-    assert paces[300] < paces[149] - 0.3
+    assert paces[300] < paces[149] - 0.25
     assert paces[449] == pytest.approx(paces[300], abs=1e-6)
 
 

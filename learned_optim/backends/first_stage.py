@@ -1,8 +1,8 @@
 """The stage of a rule that sees whole gradients, each in a basis of its own: before all others.
 
 The gradient of a slot is replaced by what is seen of it (and kept as `plain`), and from time to
-time its basis turns, and with it what the state has summed up in there. So the other stages know nothing of bases, but for
-`last_stage`, which takes the steps out of them.
+time its basis turns, and with it what the state has summed up in there. So the other stages know
+nothing of bases, but for `last_stage`, which takes the steps out of them.
 
 What is seen takes as much memory as the gradient, so the caller hands over batches that hold little
 of it (`portions`).
