@@ -92,7 +92,7 @@ def default(hidden: int, unfinished: bool = False, tensor_lr: bool = False) -> V
     name = f"default {hidden}" + (", matrix" if unfinished else "")
     name += ", lr on the device" if tensor_lr else ""
     state = 12 + 4 * hidden
-    moved = 16 + 12 + 2 * state
+    moved = 20 + 12 + 2 * state
     return Variant(
         name, kernels.default_update, kinds | flags | constants, moved, constants["BLOCK"], state
     )
