@@ -49,13 +49,10 @@ inline void survey_piece(void* context, long index, void*) {
       vf m = load(ms + i * W), v = load(vs + i * W), o = square_safe(load(owed + i * W));
       bad |= not_finite(g);
       g = square_safe(g);
-      sums[0][i] += g * g;
-      sums[1][i] += v;
-      sums[2][i] += m * m;
-      sums[3][i] += g * m;
-      sums[4][i] += theta * theta;
-      sums[5][i] += square_safe(load(plain + i * W)) * o;
-      sums[6][i] += o * o;
+      const vf products[] = {g * g, v, m * m, g * m, theta * theta,
+                             square_safe(load(plain + i * W)) * o, o * o};
+#pragma GCC unroll 8
+      for (int k = 0; k < DEFAULT_SUMS; k++) sums[k][i] += products[k];
     }
   }
   double* to = job.found + index * SURVEY;
