@@ -103,8 +103,8 @@ def _see_(batch: Batch, slots: list[Slot]) -> None:
         seen = _turn_(batch, slots, seen, basis, due)
     wholes = seen.reshape(-1, *shape).unbind()
     for slot, whole in zip(slots, wholes, strict=True):
-        seen_of = whole if slot.parts is None else slot.parts.cut(whole)
-        slot.plain, slot.grad = slot.grad, seen_of
+        slot.plain = slot.grad
+        slot.grad = whole if slot.parts is None else slot.parts.cut(whole)
 
 
 def _turn_(
