@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 import torch
 
+from learned_optim import files
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Losses within a factor e^LEVEL of each other count as the same.
 LEVEL = 0.02
@@ -68,6 +73,21 @@ def ready(folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     TemporaryFile(dir=folder).close()
+
+
+def save(folder: Path, name: str, content: Mapping[str, object], figure: Figure) -> None:
+    """Write `<name>.json` and `<name>.png`; a run that is killed leaves those of the last one.
+
+    Raises:
+        OSError: naming the file that cannot be written.
+        ValueError: a number in `content` is not finite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150)
+    files.write(folder / f"{name}.json", text.encode())
+    files.write(folder / f"{name}.png", picture.getvalue())
 
 
 def scale(values: Iterable[float]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 from learned_optim import LoadedRule
@@ -20,7 +21,7 @@ from learned_optim.compare import CompareConfig, FactoryError, Problem, Report, 
 from learned_optim.demo import DemoConfig, run_demo
 from learned_optim.demo import compare as demo
 from learned_optim.factory import build, build_anew
-from learned_optim.reporting import scale
+from learned_optim.reporting import save, scale
 from learned_optim.rules import Adam
 from learned_optim.weights import in_memory
 
@@ -181,3 +182,15 @@ def test_an_axis_is_logarithmic_where_all_that_is_finite_is_positive(
     values: list[float], expected: str
 ):
     assert scale(values) == expected
+
+
+def test_a_picture_that_fails_leaves_the_last_report(tmp_path: Path):
+    class Broken(Figure):
+        def savefig(self, *args: object, **kwargs: object) -> None:
+            raise MemoryError
+
+    save(tmp_path, "report", {"loss": 0.5}, Figure())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(MemoryError):
+        save(tmp_path, "report", {"loss": 0.4}, Broken())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import torch
 
 from learned_optim.compare.training import Contender, Run, points
-from learned_optim.reporting import against, aligned, draw_band, finite, plain, scale
+from learned_optim.reporting import against, aligned, draw_band, finite, plain, save, scale
 from learned_optim.weights import LoadedRule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLORS = ("#d1495b", "#8f2d56", "#b8bfca", "#5c80bc", "#1d3557")
 AT_MEAN = "#e8a0a8"  # of the entry that is not always there, the second
@@ -133,10 +136,7 @@ class Report:
 
     def write(self) -> None:
         """Write `compare.json` and `compare.png`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.as_json(), indent=1, allow_nan=False)
-        (self.folder / "compare.json").write_text(text + "\n", encoding="utf-8")
-        self._draw(self.folder / "compare.png")
+        save(self.folder, "compare", self.as_json(), self._picture())
 
     def as_json(self) -> dict[str, object]:
         """Everything recorded, as plain values; null where a run diverged."""
@@ -166,7 +166,7 @@ class Report:
             ],
         }
 
-    def _draw(self, path: Path) -> None:
+    def _picture(self) -> Figure:
         # The object interface, not pyplot: no global state, no display needed.
         from matplotlib.figure import Figure
 
@@ -195,7 +195,7 @@ class Report:
         figure.legend(
             names, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small"
         )
-        figure.savefig(path, dpi=150)
+        return figure
 
 
 def _shown(value: float) -> float:

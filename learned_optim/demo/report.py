@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 from collections.abc import Callable, Sequence
@@ -15,10 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from learned_optim.demo.digits import HIDDEN, Run, Training
-from learned_optim.reporting import against, aligned, draw_band, finite, plain, times
+from learned_optim.reporting import against, aligned, draw_band, finite, plain, save, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLORS = ("#d1495b", "#8d99ae", "#1d3557")
 # The step at which the table shows a loss before the last.
@@ -163,7 +163,6 @@ class Report:
 
     def write(self) -> None:
         """Write `digits.json` and `digits.png`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         content = {
             "rule": self.rule,
             "sha256": self.sha256,
@@ -172,11 +171,9 @@ class Report:
             "machine": platform.machine(),
             "networks": [network.as_json() for network in self.networks],
         }
-        text = json.dumps(content, indent=1, allow_nan=False)
-        (self.folder / "digits.json").write_text(text + "\n", encoding="utf-8")
-        self._draw(self.folder / "digits.png")
+        save(self.folder, "digits", content, self._picture())
 
-    def _draw(self, path: Path) -> None:
+    def _picture(self) -> Figure:
         # The object interface, not pyplot: no global state, no display needed.
         from matplotlib.figure import Figure
 
@@ -191,7 +188,7 @@ class Report:
             lower.set(xlabel="step", ylabel="test accuracy, %", ylim=(0, 100))
             upper.legend(frameon=False, fontsize="small")
         figure.suptitle("Median and range over seeds", fontsize="small", color="#555555")
-        figure.savefig(path, dpi=150)
+        return figure
 
 
 def _curves(axes: Axes, network: Network, pick: Callable[[Run], list[float]]) -> None:
