@@ -68,7 +68,7 @@ AXES: dict[str, dict[str, dict[str, tuple[float, ...]]]] = {
         f"x {factor:.2g}": {"log_step": _times(factor, matrices=False)} for factor in (1 / 3, 3)
     },
     "first decay": {f"{beta}": {"logit_beta1": (_logit(beta),)} for beta in (0.4, 0.8)},
-    "second decay": {f"{beta}": {"logit_beta2": (_logit(beta),)} for beta in (0.9, 0.99)},
+    "second decay": {f"{beta}": {"logit_beta2": (_logit(beta),)} for beta in (0.9, 0.97)},
     "matrix stage": {f"{share}": {"blend": (_logit(share),)} for share in (0.5, 0.97)},
     "fall": {
         f"x {factor}": {"power": tuple(factor * power for power in HAND["power"])}

@@ -14,7 +14,7 @@ from learned_optim.rules.deferral import defer
 from learned_optim.rules.hand import HAND, deferred, hand_weights
 from learned_optim.weights import in_memory
 
-SHARE, PACE = 0.5, 4.0
+SHARE, PACE = 0.6, 4.0
 
 
 def due(step: int) -> float:
@@ -129,5 +129,5 @@ def test_whoever_moves_parameters_by_hand_is_not_undone():
 
 
 def test_the_constants_are_those_that_are_tested_here():
-    assert HAND["logit_share"] == (0.0,)
+    assert HAND["logit_share"] == (pytest.approx(math.log(SHARE / (1 - SHARE))),)
     assert HAND["log_due"] == (pytest.approx(math.log(PACE)),)

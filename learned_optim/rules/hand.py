@@ -20,7 +20,7 @@ HAND: dict[str, tuple[float, ...]] = {
     "log_step": (math.log(0.1), math.log(0.1)),  # of matrices, of all others
     "log_floor": (math.log(0.3), math.log(0.1)),  # least scale; of matrices, times fan_in^-1/2
     "logit_beta1": (math.log(0.6 / 0.4),),
-    "logit_beta2": (math.log(0.95 / 0.05),),
+    "logit_beta2": (math.log(0.93 / 0.07),),
     "log_warmup": (math.log(10.0),),  # steps
     # Steps until the length starts to fall, horizon unknown and known.
     "log_tau": (math.log(30.0), math.log(1000.0)),
@@ -36,7 +36,7 @@ HAND: dict[str, tuple[float, ...]] = {
     "log_band": (math.log(0.1),),
     # Of each step, the share that is taken later (see `deferral`); of what is owed, the part that
     # falls due: this over the number of steps so far.
-    "logit_share": (0.0,),
+    "logit_share": (math.log(0.6 / 0.4),),
     "log_due": (math.log(4.0),),
     # Root mean square of a gradient over that of those before, at most, in the momentum.
     "log_clip": (math.log(2.0),),
