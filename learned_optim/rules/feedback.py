@@ -50,8 +50,8 @@ SMOOTH = 10.0  # steps that the agreement is averaged over
 FAR_SMOOTH, UPHILL, FAR_AGAINST = 20.0, 0.03, -0.65
 SETTLED = 100.0  # steps until the pace changes at its full rate
 # Steps run away where a gradient points against the momentum, the cosine below this, and its mean
-# square is so many times the running mean with it: at a second decay of 0.93, where its root is five
-# times that of those before.
+# square is so many times the running mean with it: at a second decay of 0.93, where its root is
+# five times that of those before.
 AGAINST, LARGE = -0.5, 9.0
 # The same within the `FIRST` steps of a run that was told fewer than `SHORT_RUN`; wholly up to half
 # of that. In longer runs it costs what can be fitted to nothing more than it gives.
