@@ -45,7 +45,8 @@ def make(
         if "moments" in state:
             state["moments"][1].square_()
         if "gauge" in state:
-            state["gauge"][[0, 3]] = state["gauge"][[0, 3]].abs()
+            state["gauge"][[0, 3, 5]] = state["gauge"][[0, 3, 5]].abs()
+            state["gauge"][5] *= 1e4  # where some gradients are rounding
             state["gauge"][4] /= 2  # where the pace falls at a part of its rate
             state["gauge"][1] = 2 * torch.rand((), generator=generator) - 0.5  # some paces are high
         step = torch.tensor(12.0)  # late enough for gradients to be clipped

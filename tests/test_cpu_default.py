@@ -273,7 +273,7 @@ def test_tensors_may_be_moved_in_any_order(level):
     [
         ({"steps": [torch.tensor(0)]}, "steps must be one of"),
         ({"steps": [torch.tensor(0.0).half()]}, "steps must be float32 but are torch.float16"),
-        ({"gauges": [torch.zeros(1)]}, r"gauges\[0\] must have 5 elements but has 1"),
+        ({"gauges": [torch.zeros(1)]}, r"gauges\[0\] must have 6 elements but has 1"),
         ({"controllers": [torch.zeros(4)]}, r"controllers\[0\] must have 6 elements but has 4"),
         ({"controllers": None}, "controllers must be given where units > 0, which is 3"),
         ({"gauges": []}, "gauges must be 1 tensors but are 0"),
@@ -288,7 +288,7 @@ def test_what_the_control_cannot_read_is_refused(change, message):
         "survey": torch.zeros(1, 8),
         "facts": torch.ones(5, 1),
         "steps": [torch.tensor(0.0)],
-        "gauges": [torch.zeros(5)],
+        "gauges": [torch.zeros(6)],
         "controllers": [torch.zeros(6)],
         "weights": torch.zeros(kernels.default_weight_count(3, 4)),
     }
@@ -298,7 +298,7 @@ def test_what_the_control_cannot_read_is_refused(change, message):
 
 
 def test_which_tensors_are_finite_must_lie_side_by_side():
-    gauges, steps = [torch.zeros(5), torch.zeros(5)], [torch.tensor(0.0), torch.tensor(0.0)]
+    gauges, steps = [torch.zeros(6), torch.zeros(6)], [torch.tensor(0.0), torch.tensor(0.0)]
     finite = torch.tensor([True, False, True, False])[::2]
     weights = torch.zeros(kernels.default_weight_count(0, 0))
     with pytest.raises(ValueError, match=r"finite must be contiguous .* strides \(2,\)"):

@@ -70,6 +70,8 @@ class Case:
         # And outlooks for which the pace falls at its full rate, at a part of it, and not.
         self.state["gauge"][..., 2, :] = -0.5
         self.state["gauge"][..., 4, :] = 0.03 * self.randn(*lead, len(shapes))
+        # And largest gradients beside which these are rounding, or not.
+        self.state["gauge"][..., 5, :] = 1e4 * self.randn(*lead, len(shapes)).exp()
         if rule.hidden:
             self.state["cell"] = self.randn(*self.state["cell"].shape).clamp(-0.9, 0.9)
 
@@ -268,7 +270,7 @@ def test_wrong_tensors_are_refused(change, message):
     state = {
         "moments": torch.zeros(1, 3, 8),
         "cell": torch.zeros(1, 8, 8),
-        "gauge": torch.zeros(1, 5, 2),
+        "gauge": torch.zeros(1, 6, 2),
         "controller": torch.zeros(1, 6, 2),
     }
     arguments = {

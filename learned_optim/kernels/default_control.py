@@ -31,7 +31,8 @@ def default_control_(
         survey: `(T, 1 + 7)`, of `DefaultTensors`; at least one tensor.
         facts: `(5, T)`, what `Default.describe` says of the tensors.
         steps: `()` each, float32: steps taken so far.
-        gauges: `(5,)` each, float32: scale at the first step, pace, agreement, scale, outlook.
+        gauges: `(6,)` each, float32: scale at the first step, pace, agreement, scale, outlook,
+            largest.
         controllers: `(2 * units,)` each, float32: h then c; None where `units` is 0.
         weights: `(default_weight_count(units, hidden),)`, see `default_step_`.
         units: of the controller.

@@ -13,7 +13,7 @@ from learned_optim.kernels.checks import check_float32, thread_count
 
 # Sizes in rules.default and rules.hand: SUMS, SIGNALS, FACTS, rows of the gauge and of the moments;
 # constants of the hand rule; inputs and outputs of the controller's and of the coordinates' LSTM.
-SUMS, SIGNALS, FACTS, GAUGE = 7, 14, 5, 5
+SUMS, SIGNALS, FACTS, GAUGE = 7, 14, 5, 6
 MOMENTS, HAND = 3, 23
 TELLS, ADVICE = 12, 5
 INPUTS, BENDS = 6, 3
@@ -36,7 +36,7 @@ class DefaultState(NamedTuple):
     Attributes:
         moments: `(P, 3, N)`: m, v and what is owed, which stays as it is.
         cell: `(P, 2 * hidden, N)`: h then c of the coordinates.
-        gauge: `(P, 5, T)`: scale at the first step, pace, agreement, scale, outlook.
+        gauge: `(P, 6, T)`: scale at the first step, pace, agreement, scale, outlook, largest.
         controller: `(P, 2 * units, T)`: h then c of the tensors.
     """
 

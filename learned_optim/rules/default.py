@@ -127,7 +127,7 @@ class Default(UpdateRule):
         Halves are enough for the cell: its h is below 1, and its c, which moves by at most 1 a
         step, cannot leave their range: from 2048 on, adding 1 rounds back.
         """
-        spec = {"moments": StateSpec(3), "gauge": StateSpec(5, "tensor")}
+        spec = {"moments": StateSpec(3), "gauge": StateSpec(6, "tensor")}
         if self.hidden:
             spec["cell"] = StateSpec(2 * self.hidden, dtype=torch.float16)
         if self.controller:

@@ -20,6 +20,10 @@ far as before. Which of the two it is, what is owed of the steps so far knows (`
 their sum over a long time, in which what goes to and fro cancels. Where it still leads downhill the
 pace stays; where gradients point against it, the tensor has gone too far as a whole.
 
+Nor does a gradient say anything once rounding has the better of it. What knows all of its examples
+has agreed until then, so the pace is at its highest, and full steps that way leave the solution for
+good. So the pace falls while gradient and momentum are far below the largest gradient so far.
+
 Steps are a share of a tensor's scale. One that starts too small, such as a table of embeddings
 drawn near zero, asks for a high pace until it has grown; then steps are as many times too long,
 and amid noise no gradient says so, while the tensor grows by its own steps. So what a scale grows
@@ -57,6 +61,10 @@ AGAINST, LARGE = -0.5, 9.0
 # of that. In longer runs it costs what can be fitted to nothing more than it gives.
 SHORT_RUN = 200.0
 FIRST_AGAINST, FIRST_LARGE = 0.1, 6.0
+# Of the largest gradient so far, in root mean squares, what counts as rounding; the largest is
+# forgotten as this power of time. The pace then falls by this part of the brake, times the log of
+# how far below it is, counted up to the last.
+ROUNDING, FORGOTTEN, SINKING, FAINTEST = 1e-4, 0.5, 0.1, 3.0
 
 
 class Feedback(NamedTuple):
@@ -67,12 +75,14 @@ class Feedback(NamedTuple):
         agreement: mean over about `SMOOTH` steps of `agreement`.
         scale: of the tensor, that its length is relative to.
         outlook: mean over about `FAR_SMOOTH` steps of `outlook`.
+        largest: root mean square of the gradient at its largest, see `FORGOTTEN`.
     """
 
     pace: Tensor
     agreement: Tensor
     scale: Tensor
     outlook: Tensor
+    largest: Tensor
 
 
 def agreement(means: Mapping[str, Tensor]) -> Tensor:
@@ -118,6 +128,20 @@ def starts_wrongly(
     grown = (agreement(means) < FIRST_AGAINST) & (means["g2"] > FIRST_LARGE * before)
     share = (SHORT_RUN / total_steps).log2().clamp(0, 1)
     return share * (grown & (step <= FIRST))
+
+
+def sinks(means: Mapping[str, Tensor], largest: Tensor) -> Tensor:
+    """The part of the brake that gradients lost in rounding call for, `(..., T)`; see `ROUNDING`.
+
+    Args:
+        means: see `agreement`. The momentum counts too: a minibatch may have nothing left to learn
+            while others have.
+        largest: of the gradients so far.
+    """
+    least = tiny(largest)
+    now = (torch.maximum(means["g2"], means["m2"]) + least).sqrt()
+    below = (ROUNDING * largest + least) / now
+    return SINKING * below.log().clamp(0, FAINTEST)
 
 
 def repaid(before: Feedback, scale: Tensor, weights: Weights) -> Tensor:
@@ -168,8 +192,11 @@ def feedback(
         share = starts_wrongly(means, beta2, clock.step, clock.total_steps)
         moved = torch.where(share > 0, -share * brake, moved)
     moved = torch.where(runs_away(means, mean_v), -brake, moved)
-    pace = (repaid(before, scale, weights) + moved).clamp(SLOWEST, FASTEST)
-    now = pace, mean, scale, ahead
+    kept = before.largest * (1 - FORGOTTEN / clock.step)
+    largest = torch.maximum(kept, (mean_v + tiny(mean_v)).sqrt())
+    sunk = moved - brake * sinks(means, largest)
+    pace = (repaid(before, scale, weights) + sunk).clamp(SLOWEST, FASTEST)
+    now = pace, mean, scale, ahead, largest
     # A gradient or a momentum of zero says nothing.
     speaks = (means["g2"] > 0) & (means["m2"] > 0)
     return Feedback(*(torch.where(speaks, *pair) for pair in zip(now, before, strict=True)))

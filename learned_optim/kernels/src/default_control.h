@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr int TELLS = 12, ADVICE = 5, FACTS = 5, GAUGE = 5;
+constexpr int TELLS = 12, ADVICE = 5, FACTS = 5, GAUGE = 6;
 constexpr float TINY = 1e-30f, LOUDEST = 2.0f, AIM = 0.2f, LN_2 = 0.693147181f;
 
 // The constants of the hand rule, as the caller's flat weights begin.
@@ -35,6 +35,7 @@ constexpr float RISING = 0.1f, SHORT = 300.0f, SHORTEST = 5.0f, BRIEF = 100.0f;
 constexpr float SLOWEST = -4.0f, FASTEST = 2.5f, COMMON = LN_2, SMOOTH = 10.0f, SETTLED = 100.0f;
 constexpr float FAR_SMOOTH = 20.0f, UPHILL = 0.03f, FAR_AGAINST = -0.65f;
 constexpr float AGAINST = -0.5f, LARGE = 9.0f, FAINT = 1e-7f;
+constexpr float ROUNDING = 1e-4f, FORGOTTEN = 0.5f, SINKING = 0.1f, FAINTEST = 3.0f;
 constexpr float SHORT_RUN = 200.0f, FIRST = 10.0f, FIRST_AGAINST = 0.1f, FIRST_LARGE = 6.0f;
 
 // Floats of the controller in the caller's flat weights, behind those of the hand rule.
@@ -145,7 +146,7 @@ struct ControlTile {
   float* sums;    // DEFAULT_SUMS rows
   float* facts;   // FACTS rows
   float *step, *total;
-  float* gauge;   // GAUGE rows: scale at the first step, pace, agreement, scale, outlook
+  float* gauge;   // GAUGE rows: scale at the first step, pace, agreement, scale, outlook, largest
   float *cell, *h;  // of the controller: 2 C rows before -> after, C rows of scratch
   float *x, *advice;
   float* signals;  // SIGNALS rows
@@ -229,10 +230,18 @@ INLINE vf beyond_aim(vf agreed, vf aim, vf ahead, vf band) {
   return vmax(off - band, zero) + below + (1.0f - uphill) * vmin(agreed - FAR_AGAINST, zero);
 }
 
-// Rows of TV from those of the step before: pace, mean agreement, scale and outlook; returns the pace.
+// The part of the brake that gradients lost in rounding call for.
+INLINE vf sinks(const Means& means, vf largest) {
+  const vf now = vroot(vmax(means.g2, means.m2) + TINY);
+  return SINKING * clamp(log_normal((ROUNDING * largest + TINY) / now), 0, FAINTEST);
+}
+
+// Rows of TV from those of the step before: pace, mean agreement, scale, outlook and largest
+// gradient; returns the pace.
 INLINE vf feed_back(const Hand& hand, const Means& means, const Facts& facts, const Time& time,
                     const Scales& s, vf more_aim, float* pace) {
   float *agreed = pace + TV, *scale = agreed + TV, *outlooks = scale + TV;
+  float* largest = outlooks + TV;
   const vf zero = {}, one = set1(1.0f), band = set1(expf(hand.log_band));
   vf before = load(pace), mean = load(agreed), cosine = agreement(means);
   mean += (cosine - mean) * (1 / SMOOTH);
@@ -249,7 +258,10 @@ INLINE vf feed_back(const Hand& hand, const Means& means, const Facts& facts, co
                        (time.step <= set1(FIRST)) & (share > zero);
     change = wrong ? -hand.brake * share : change;
   }
-  vf moved = repaid(hand, s, before, load(scale)) + (away ? set1(-hand.brake) : change);
+  change = away ? set1(-hand.brake) : change;
+  const vf peak = load(largest);
+  const vf peaked = vmax(peak * (one - FORGOTTEN / time.step), vroot(s.mean_v + TINY));
+  vf moved = repaid(hand, s, before, load(scale)) + (change - hand.brake * sinks(means, peaked));
   moved = clamp(moved, SLOWEST, FASTEST);
   // A gradient or a momentum of zero says nothing.
   const auto speaks = (means.g2 > zero) & (means.m2 > zero);
@@ -258,6 +270,7 @@ INLINE vf feed_back(const Hand& hand, const Means& means, const Facts& facts, co
   store(agreed, speaks ? mean : load(agreed));
   store(scale, speaks ? s.scale : load(scale));
   store(outlooks, speaks ? ahead : last);
+  store(largest, speaks ? peaked : peak);
   return moved;
 }
 

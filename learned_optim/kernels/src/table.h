@@ -178,7 +178,7 @@ struct DefaultControlArguments {
 };
 
 // What each tensor of an optimizer keeps under the rule `default`, in place of `step`, `gauge` and
-// `cell` above: the number of its steps, its (5) of the gauge, the controller's (2 * units).
+// `cell` above: the number of its steps, its (6) of the gauge, the controller's (2 * units).
 // Where `finite` (null: everywhere) is 0, a tensor's stay as they are.
 struct DefaultKeptArguments {
   float *const *steps, *const *gauges, *const *cells;
