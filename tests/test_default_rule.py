@@ -113,7 +113,9 @@ class Heard:
         rate *= 1.0 if total_steps is None else max(0.0, 1 - step / total_steps)
         away = turned < -0.5 and grad.square().mean() > 9 * v_hat.mean()
         moved = -HAND["brake"][0] if away else rate * beyond
-        self.largest = max(self.largest * (1 - 0.5 / step), v_hat.mean().sqrt().item())
+        rms = grad.square().mean().sqrt().item()
+        grown = min(rms, 1.1 * self.largest) if self.largest else rms
+        self.largest = max(self.largest * (1 - 0.5 / step), grown)
         now = max(grad.square().mean(), m.square().mean()).sqrt().item()
         moved -= HAND["brake"][0] * 0.1 * min(max(math.log(1e-4 * self.largest / now), 0.0), 3.0)
         self.pace = min(max(self.pace + moved, SLOWEST), FASTEST)
@@ -448,6 +450,18 @@ def test_what_is_learned_wholly_is_not_lost_to_rounding(fused: bool | None):
     assert learned < 400
     assert max(losses[learned:]) < 1e-5  # it went to 1 and more
     assert max(losses[-50:]) < 1e-7
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_a_gradient_that_explodes_once_does_not_make_rounding_of_those_that_follow(
+    fused: bool | None,
+):
+    param = nn.Parameter(randn((30,), 0))
+    optimizer = make([param], loaded(RULE), fused=fused)
+    for k in range(300):
+        param.grad = (1e8 if k == 150 else 1.0) * randn((30,), k + 1)
+        optimizer.step()
+    assert optimizer.state[param]["gauge"][1].item() > -1
 
 
 def test_gradients_of_zero_leave_the_pace_as_it_is():

@@ -61,10 +61,13 @@ AGAINST, LARGE = -0.5, 9.0
 # of that. In longer runs it costs what can be fitted to nothing more than it gives.
 SHORT_RUN = 200.0
 FIRST_AGAINST, FIRST_LARGE = 0.1, 6.0
-# Of the largest gradient so far, in root mean squares, what counts as rounding; the largest is
-# forgotten as this power of time. The pace then falls by this part of the brake, times the log of
-# how far below it is, counted up to the last.
-ROUNDING, FORGOTTEN, SINKING, FAINTEST = 1e-4, 0.5, 0.1, 3.0
+# Of the largest gradient so far, in root mean squares, what counts as rounding. The largest grows by
+# at most this factor a step, as one gradient that explodes must not make rounding of all that
+# follow, and is forgotten as this power of time.
+ROUNDING, GROWS, FORGOTTEN = 1e-4, 1.1, 0.5
+# The part of the brake that the pace then falls by in a step, times the log of how far below it is,
+# at most the last.
+SINKING, FAINTEST = 0.1, 3.0
 
 
 class Feedback(NamedTuple):
@@ -75,7 +78,7 @@ class Feedback(NamedTuple):
         agreement: mean over about `SMOOTH` steps of `agreement`.
         scale: of the tensor, that its length is relative to.
         outlook: mean over about `FAR_SMOOTH` steps of `outlook`.
-        largest: root mean square of the gradient at its largest, see `FORGOTTEN`.
+        largest: root mean square of the gradient at its largest, see `ROUNDING`.
     """
 
     pace: Tensor
@@ -128,6 +131,13 @@ def starts_wrongly(
     grown = (agreement(means) < FIRST_AGAINST) & (means["g2"] > FIRST_LARGE * before)
     share = (SHORT_RUN / total_steps).log2().clamp(0, 1)
     return share * (grown & (step <= FIRST))
+
+
+def largest_of(before: Tensor, means: Mapping[str, Tensor], step: Tensor) -> Tensor:
+    """The largest gradient so far, its root mean square, `(..., T)`; see `ROUNDING`."""
+    rms = (means["g2"] + tiny(before)).sqrt()
+    grown = torch.where(before > 0, torch.minimum(rms, GROWS * before), rms)
+    return torch.maximum(before * (1 - FORGOTTEN / step), grown)
 
 
 def sinks(means: Mapping[str, Tensor], largest: Tensor) -> Tensor:
@@ -192,8 +202,7 @@ def feedback(
         share = starts_wrongly(means, beta2, clock.step, clock.total_steps)
         moved = torch.where(share > 0, -share * brake, moved)
     moved = torch.where(runs_away(means, mean_v), -brake, moved)
-    kept = before.largest * (1 - FORGOTTEN / clock.step)
-    largest = torch.maximum(kept, (mean_v + tiny(mean_v)).sqrt())
+    largest = largest_of(before.largest, means, clock.step)
     sunk = moved - brake * sinks(means, largest)
     pace = (repaid(before, scale, weights) + sunk).clamp(SLOWEST, FASTEST)
     now = pace, mean, scale, ahead, largest

@@ -35,7 +35,7 @@ constexpr float RISING = 0.1f, SHORT = 300.0f, SHORTEST = 5.0f, BRIEF = 100.0f;
 constexpr float SLOWEST = -4.0f, FASTEST = 2.5f, COMMON = LN_2, SMOOTH = 10.0f, SETTLED = 100.0f;
 constexpr float FAR_SMOOTH = 20.0f, UPHILL = 0.03f, FAR_AGAINST = -0.65f;
 constexpr float AGAINST = -0.5f, LARGE = 9.0f, FAINT = 1e-7f;
-constexpr float ROUNDING = 1e-4f, FORGOTTEN = 0.5f, SINKING = 0.1f, FAINTEST = 3.0f;
+constexpr float ROUNDING = 1e-4f, GROWS = 1.1f, FORGOTTEN = 0.5f, SINKING = 0.1f, FAINTEST = 3.0f;
 constexpr float SHORT_RUN = 200.0f, FIRST = 10.0f, FIRST_AGAINST = 0.1f, FIRST_LARGE = 6.0f;
 
 // Floats of the controller in the caller's flat weights, behind those of the hand rule.
@@ -230,6 +230,12 @@ INLINE vf beyond_aim(vf agreed, vf aim, vf ahead, vf band) {
   return vmax(off - band, zero) + below + (1.0f - uphill) * vmin(agreed - FAR_AGAINST, zero);
 }
 
+// The largest gradient so far, its root mean square.
+INLINE vf largest_of(vf before, const Means& means, vf step) {
+  const vf rms = vroot(means.g2 + TINY), zero = {};
+  return vmax(before * (1.0f - FORGOTTEN / step), before > zero ? vmin(rms, GROWS * before) : rms);
+}
+
 // The part of the brake that gradients lost in rounding call for.
 INLINE vf sinks(const Means& means, vf largest) {
   const vf now = vroot(vmax(means.g2, means.m2) + TINY);
@@ -260,7 +266,7 @@ INLINE vf feed_back(const Hand& hand, const Means& means, const Facts& facts, co
   }
   change = away ? set1(-hand.brake) : change;
   const vf peak = load(largest);
-  const vf peaked = vmax(peak * (one - FORGOTTEN / time.step), vroot(s.mean_v + TINY));
+  const vf peaked = largest_of(peak, means, time.step);
   vf moved = repaid(hand, s, before, load(scale)) + (change - hand.brake * sinks(means, peaked));
   moved = clamp(moved, SLOWEST, FASTEST);
   // A gradient or a momentum of zero says nothing.
