@@ -61,8 +61,8 @@ AGAINST, LARGE = -0.5, 9.0
 # of that. In longer runs it costs what can be fitted to nothing more than it gives.
 SHORT_RUN = 200.0
 FIRST_AGAINST, FIRST_LARGE = 0.1, 6.0
-# Of the largest gradient so far, in root mean squares, what counts as rounding. The largest grows by
-# at most this factor a step, as one gradient that explodes must not make rounding of all that
+# Of the largest gradient so far, in root mean squares, what counts as rounding. The largest grows
+# by at most this factor a step, as one gradient that explodes must not make rounding of all that
 # follow, and is forgotten as this power of time.
 ROUNDING, GROWS, FORGOTTEN = 1e-4, 1.1, 0.5
 # The part of the brake that the pace then falls by in a step, times the log of how far below it is,
