@@ -211,6 +211,8 @@ def test_amid_noise_the_mean_is_nearer_to_the_minimum():
     def error(point: Tensor) -> float:
         return float((point.detach() - 1).square().mean())
 
-    last, whole = error(param), error(param + SHARE * optimizer.state[param]["moments"][2])
+    owed = optimizer.state[param]["moments"][2]
+    last, halfway, whole = (error(param + part * owed) for part in (0, SHARE - 0.5, SHARE))
     with optimizer.averaged():
+        assert error(param) < 0.8 * halfway
         assert error(param) < 0.95 * last < 0.5 * whole
